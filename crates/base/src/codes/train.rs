@@ -1,0 +1,12 @@
+//! Training.
+
+codes! {
+    /// The loss or a gradient is not finite.
+    NON_FINITE = "PL0801", Invalid;
+    /// Ranks hold different parameters.
+    DIGEST_MISMATCH = "PL0802", Corrupt;
+    /// A worker was lost.
+    WORKER_LOST = "PL0803", Unavailable;
+    /// A job failed too often.
+    RESTARTS_SPENT = "PL0804", Exhausted;
+}

@@ -1,0 +1,19 @@
+//! What every crate of Pleach shares: [`Error`] with its stable [`Code`]s, typed ids, and the injected
+//! sources of time ([`Clock`]), randomness ([`rng`]) and identifiers ([`IdSource`]).
+//!
+//! Nothing here does I/O, and nothing here knows a tensor, a job file or a wire format.
+
+pub mod clock;
+mod codes;
+mod error;
+pub mod human;
+pub mod ids;
+pub mod rng;
+#[cfg(feature = "shutdown")]
+pub mod shutdown;
+pub mod suggest;
+
+pub use clock::{Clock, ManualClock, SharedClock, SystemClock, Timestamp};
+pub use codes::{Code, code};
+pub use error::{Error, Kind, Result, ResultExt};
+pub use ids::{Fence, Generation, IdSource, JobId, Step, TaskName, Tenant, Term, UlidSource, WorkerId};

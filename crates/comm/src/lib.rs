@@ -1,0 +1,1 @@
+//! Collectives over c10d: gloo, nccl, local.

@@ -1,0 +1,1 @@
+//! The coordinator: gRPC and HTTP, state, driving the scheduler.

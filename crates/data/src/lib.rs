@@ -1,0 +1,1 @@
+//! Datasets: manifests, readers, tokenising, deterministic cursors, batches.

@@ -1,0 +1,1 @@
+//! Backbones: blocks, sites, hooks, parameter trees.

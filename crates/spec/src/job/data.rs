@@ -1,0 +1,79 @@
+//! `spec.data` and `spec.eval`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Where rows come from and what they mean.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DataSpec {
+    /// A file, folder or glob of `.jsonl` or `.parquet`, local or `s3://`.
+    pub source: String,
+    /// What is learnt from a row.
+    pub task: DataTask,
+    /// Template of the text, such as `"{prompt}\n{answer}"`; `{text}` when absent. Rows with `input_ids` need none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// Template of the second text of a pair; for retrieval, of the passage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_pair: Option<String>,
+    /// Field that holds the class number.
+    #[serde(default = "default_label")]
+    pub label: String,
+    /// Longest sequence in tokens; longer ones are cut at the end.
+    #[serde(default = "default_max_length")]
+    pub max_length: u32,
+    /// A `tokenizer.json`; the backbone's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
+    /// Malformed rows that are skipped and counted before the job fails.
+    #[serde(default)]
+    pub max_bad_rows: u64,
+    /// Draw rows in a seeded random order each epoch; file order when false.
+    #[serde(default = "yes")]
+    pub shuffle: bool,
+}
+
+fn default_label() -> String {
+    "label".into()
+}
+
+fn default_max_length() -> u32 {
+    512
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What is learnt from a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DataTask {
+    /// Predict the next token.
+    CausalLm,
+    /// Assign one class to a text or a pair of texts.
+    SequenceClassification,
+    /// Bring a query (`text`) near its passage (`text_pair`); the other passages of the batch are the negatives.
+    Retrieval,
+}
+
+/// Evaluation during and after training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EvalSpec {
+    /// Rows to evaluate on, read as `spec.data` reads its own.
+    pub source: String,
+    /// For retrieval: more rows whose passages are candidates too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidates: Option<String>,
+    /// Steps between evaluations; only before the first and after the last step when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every: Option<u64>,
+    /// `loss`, `accuracy`, `recall@K`, `mrr`; what fits the task when empty.
+    #[serde(default)]
+    pub metrics: Vec<String>,
+    /// Evaluate once before the first step.
+    #[serde(default = "yes")]
+    pub at_start: bool,
+}

@@ -1,0 +1,1 @@
+//! Object storage: blobs, fenced log, retention, the PEFT folder.

@@ -1,0 +1,1 @@
+//! Servers, processes and fault proxies for tests.
