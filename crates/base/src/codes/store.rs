@@ -15,4 +15,6 @@ codes! {
     CHECKPOINT_NONE = "PL0606", NotFound;
     /// The store's address cannot be used.
     STORE_URL = "PL0607", Invalid;
+    /// A stored record is of a newer format.
+    STORE_FORMAT = "PL0608", Precondition;
 }

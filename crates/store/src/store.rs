@@ -1,0 +1,89 @@
+//! [`Store`]: an opened address.
+
+use std::fmt;
+use std::sync::Arc;
+
+use object_store::ObjectStore;
+use object_store::path::Path;
+
+use pleach_base::{IdSource, JobId, Result, SharedClock, SystemClock, TaskName, Tenant, UlidSource};
+
+use crate::address;
+use crate::keys::Keys;
+use crate::probe;
+use crate::task::TaskStore;
+
+/// How to open a store. Credentials come from the environment only (`AWS_ACCESS_KEY_ID`, ...).
+#[derive(Clone, Debug, Default)]
+pub struct StoreOptions {
+    /// Endpoint of an S3-compatible server; else `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, Amazon's own.
+    pub endpoint: Option<String>,
+    /// Region; else `AWS_REGION`, `AWS_DEFAULT_REGION`, `us-east-1`.
+    pub region: Option<String>,
+    /// Stamps log entries; the machine's clock when absent.
+    pub clock: Option<SharedClock>,
+    /// Names writers; drawn from the clock and the operating system when absent. Two writers must never draw the
+    /// same name.
+    pub ids: Option<Arc<dyn IdSource>>,
+}
+
+/// An opened store. Cheap to clone.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) objects: Arc<dyn ObjectStore>,
+    pub(crate) root: Path,
+    pub(crate) url: String,
+    pub(crate) clock: SharedClock,
+    pub(crate) ids: Arc<dyn IdSource>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Store").field(&self.0.url).finish()
+    }
+}
+
+impl Store {
+    /// Opens `s3://bucket/prefix`, `file:///folder` or a folder. Nothing is read or written: call
+    /// [`Store::probe`] before relying on it.
+    ///
+    /// # Errors
+    /// `STORE_URL` when the address cannot be one, `STORE_DENIED` when keys for an S3 endpoint are missing.
+    pub fn open(url: &str, options: &StoreOptions) -> Result<Self> {
+        let env = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        let opened = address::open(url, options.endpoint.as_deref(), options.region.as_deref(), &env)?;
+        Ok(Self::over(opened.objects, opened.root, opened.url, options))
+    }
+
+    /// A store over any [`ObjectStore`], everything below `root`, shown as `url`. For decorators and tests.
+    pub fn over(objects: Arc<dyn ObjectStore>, root: Path, url: impl Into<String>, options: &StoreOptions) -> Self {
+        let clock = options.clock.clone().unwrap_or_else(SystemClock::shared);
+        let ids = options.ids.clone().unwrap_or_else(|| Arc::new(UlidSource::new(clock.clone())));
+        Self(Arc::new(Inner { objects, root, url: url.into(), clock, ids }))
+    }
+
+    /// Checks what everything else relies on: the store answers, lets us write, read and delete, and refuses to
+    /// create what exists. Leaves nothing behind. Takes a few seconds at most.
+    ///
+    /// # Errors
+    /// `STORE_UNREACHABLE`, `STORE_DENIED`, `STORE_URL` (no such bucket) or `STORE_NO_CREATE_ONLY`.
+    pub async fn probe(&self) -> Result<()> {
+        probe::probe(&self.0).await
+    }
+
+    /// The address without credentials.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.0.url
+    }
+
+    /// The part of the store that holds one task.
+    #[must_use]
+    pub fn task(&self, tenant: &Tenant, job: &JobId, task: &TaskName) -> TaskStore {
+        TaskStore::new(Arc::clone(&self.0), Keys::new(&self.0.root, tenant, job, task))
+    }
+}
