@@ -1,0 +1,1 @@
+//! What every implementation of [`crate::Collective`] must do.
