@@ -15,4 +15,6 @@ codes! {
     FENCED = "PL0706", Fenced;
     /// The coordinator's state cannot be read.
     STATE_CORRUPT = "PL0707", Corrupt;
+    /// The coordinator refused the token.
+    TOKEN_REFUSED = "PL0708", Denied;
 }
