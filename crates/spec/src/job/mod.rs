@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 pub use data::{DataSpec, DataTask, EvalSpec};
 pub use train::{
-    CheckpointSpec, Determinism, NonFinite, OptimizerName, OptimizerSpec, RetentionSpec, ScheduleName, ScheduleSpec, TrainSpec,
+    CheckpointSpec, Determinism, NonFinite, OptimizerName, OptimizerSpec, RetentionSpec, ScheduleName, ScheduleSpec,
+    TrainSpec,
 };
 
 /// The `apiVersion` that this build reads.
@@ -108,9 +109,11 @@ pub enum Dtype {
     /// 32-bit floats.
     #[default]
     #[serde(alias = "float32")]
+    #[schemars(extend("x-aliases" = ["float32"]))]
     Fp32,
     /// bfloat16.
     #[serde(alias = "bfloat16")]
+    #[schemars(extend("x-aliases" = ["bfloat16"]))]
     Bf16,
 }
 
