@@ -1,5 +1,6 @@
 //! [`Store`]: an opened address.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use crate::probe;
 use crate::task::TaskStore;
 
 /// How to open a store. Credentials come from the environment only (`AWS_ACCESS_KEY_ID`, ...).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct StoreOptions {
     /// Endpoint of an S3-compatible server; else `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, Amazon's own.
     pub endpoint: Option<String>,
@@ -25,6 +26,18 @@ pub struct StoreOptions {
     /// Names writers; drawn from the clock and the operating system when absent. Two writers must never draw the
     /// same name.
     pub ids: Option<Arc<dyn IdSource>>,
+    /// Stands in for the environment of the process, where `AWS_...` variables are looked up.
+    pub env: Option<BTreeMap<String, String>>,
+}
+
+impl fmt::Debug for StoreOptions {
+    /// Without `env`, which holds secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreOptions")
+            .field("endpoint", &self.endpoint)
+            .field("region", &self.region)
+            .finish_non_exhaustive()
+    }
 }
 
 /// An opened store. Cheap to clone.
@@ -52,9 +65,12 @@ impl Store {
     /// # Errors
     /// `STORE_URL` when the address cannot be one, `STORE_DENIED` when keys for an S3 endpoint are missing.
     pub fn open(url: &str, options: &StoreOptions) -> Result<Self> {
-        let env = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect();
+        let env = match &options.env {
+            Some(env) => env.clone(),
+            None => std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .collect(),
+        };
         let opened = address::open(url, options.endpoint.as_deref(), options.region.as_deref(), &env)?;
         Ok(Self::over(opened.objects, opened.root, opened.url, options))
     }

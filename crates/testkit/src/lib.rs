@@ -1,1 +1,3 @@
 //! Servers, processes and fault proxies for tests.
+
+pub mod s3;
