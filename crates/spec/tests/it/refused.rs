@@ -103,7 +103,8 @@ fn hostile_documents_are_refused_quickly() {
     }
     let large = format!("a: {}", "x".repeat(2 << 20));
     let many = format!("a: [{}]", "1,".repeat(300_000));
-    for (what, text) in [("deep", deep), ("aliases", laughs), ("large", large), ("many", many)] {
+    let echoes = format!("a: &a x\nb: [{}]", "*a,".repeat(300));
+    for (what, text) in [("deep", deep), ("aliases", laughs), ("echoes", echoes), ("large", large), ("many", many)] {
         let error = parse(&text, "job.yaml").expect_err(what);
         assert_eq!(error.code(), code::JOB_SYNTAX, "{what}: {error}");
     }
