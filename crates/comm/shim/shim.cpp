@@ -31,21 +31,33 @@ PleachFailureKind kind_of_gloo(const std::exception& error) noexcept {
   return std::strcmp(typeid(error).name(), "N4gloo11IoExceptionE") == 0 ? PLEACH_PEER : PLEACH_OTHER;
 }
 
-// Gloo bounds each of its own waits by the timeout of the call. A CUDA work only orders streams, so the host polls it.
-void wait(const PleachGroup& group, const c10::intrusive_ptr<c10d::Work>& work) {
-  if (group.device.is_cuda()) {
-    const auto deadline = std::chrono::steady_clock::now() + group.timeout;
+// Waits for a part of the time; false means that the work is still under way. A CUDA work only orders streams, so the host
+// polls it.
+bool wait_for(const PleachWork& pending, milliseconds slice) {
+  const auto& work = pending.work;
+  if (pending.on_device) {
+    const auto deadline = std::chrono::steady_clock::now() + slice;
     while (!work->isCompleted()) {
       if (std::chrono::steady_clock::now() > deadline) {
-        throw std::runtime_error("Timed out waiting for a collective on the device");
+        return false;
       }
       std::this_thread::sleep_for(std::chrono::microseconds(20));
     }
     if (work->exception()) {
       std::rethrow_exception(work->exception());
     }
+  } else {
+    try {
+      return work->wait(slice);
+    } catch (...) {
+      // Either the slice is over or the work failed; the work itself knows.
+      if (!work->isCompleted()) {
+        return false;
+      }
+    }
   }
   work->wait();
+  return true;
 }
 
 template <typename Options>
@@ -214,15 +226,27 @@ bool pleach_gloo_group(
   });
 }
 
-// Runs one collective to its end. `argument` is the reduction or the root; calls in place use `output` alone.
-bool pleach_group_run(
+// Starts one collective. `argument` is the reduction or the root; calls in place use `output` alone.
+bool pleach_group_start(
     PleachGroup* group,
     int32_t call,
     int32_t argument,
     at::Tensor* input,
     at::Tensor* output,
+    PleachWork** out,
     PleachFailure* failure) {
-  return pleach_guard(failure, [&] { wait(*group, launch(*group, call, argument, input, output)); });
+  return pleach_guard(failure, [&] {
+    *out = new PleachWork{launch(*group, call, argument, input, output), group->device.is_cuda()};
+  });
+}
+
+// Waits up to `slice_ms` and says whether the collective is done.
+bool pleach_work_wait(PleachWork* work, int64_t slice_ms, bool* done, PleachFailure* failure) {
+  return pleach_guard(failure, [&] { *done = wait_for(*work, milliseconds(slice_ms)); });
+}
+
+void pleach_work_free(PleachWork* work) {
+  delete work;
 }
 
 void pleach_group_free(PleachGroup* group) {

@@ -8,6 +8,7 @@
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <torch/csrc/distributed/c10d/Store.hpp>
+#include <torch/csrc/distributed/c10d/Work.hpp>
 
 extern "C" {
 
@@ -38,6 +39,11 @@ struct PleachGroup {
   std::chrono::milliseconds timeout;
   // Where the tensors of this group live; a CUDA collective is complete only when its event says so.
   at::Device device = at::kCPU;
+};
+
+struct PleachWork {
+  c10::intrusive_ptr<c10d::Work> work;
+  bool on_device;
 };
 
 // Writes the exception that is being handled into `failure`.

@@ -41,6 +41,10 @@ struct RawDevice {
 struct RawGroup {
     _private: [u8; 0],
 }
+#[repr(C)]
+struct RawWork {
+    _private: [u8; 0],
+}
 
 // SAFETY (of every declaration): the signatures mirror shim/shim.cpp and shim/nccl.cpp; none of them lets an exception out.
 unsafe extern "C" {
@@ -103,14 +107,17 @@ unsafe extern "C" {
     ) -> bool;
     #[cfg(feature = "cuda")]
     fn pleach_group_abort(group: *mut RawGroup, failure: *mut RawFailure) -> bool;
-    fn pleach_group_run(
+    fn pleach_group_start(
         group: *mut RawGroup,
         call: i32,
         argument: i32,
         input: *mut C_tensor,
         output: *mut C_tensor,
+        out: *mut *mut RawWork,
         failure: *mut RawFailure,
     ) -> bool;
+    fn pleach_work_wait(work: *mut RawWork, slice_ms: i64, done: *mut bool, failure: *mut RawFailure) -> bool;
+    fn pleach_work_free(work: *mut RawWork);
     fn pleach_group_free(group: *mut RawGroup);
     fn pleach_torch_config(text: *mut c_char, capacity: usize, failure: *mut RawFailure) -> bool;
 }
@@ -277,13 +284,40 @@ impl Backend {
         guarded(|failure| unsafe { pleach_group_abort(self.0, failure) })
     }
 
-    /// Runs one call to its end. In-place calls change `output` and ignore `input`.
-    pub(crate) fn run(&self, call: Call, input: &Tensor, output: &Tensor) -> Outcome<()> {
+    /// Runs one call to its end. In-place calls change `output` and ignore `input`. While it is under way, `watch` is
+    /// asked every [`SLICE`]; it may end the wait by closing connections.
+    pub(crate) fn run(&self, call: Call, input: &Tensor, output: &Tensor, mut watch: impl FnMut()) -> Outcome<()> {
         let (code, argument) = encode(call)?;
+        // c10d compares shapes of pieces with shapes of wholes in some calls; flat, they always fit.
+        let (input, output) = (input.view([-1]), output.view([-1]));
         let (input, output) = (input.as_ptr().cast_mut(), output.as_ptr().cast_mut());
-        // SAFETY: both point to at::Tensor handles that live through the call, which returns only when no thread of the
-        // group uses them any more; the shim changes the data of `output`, never the handles.
-        guarded(|failure| unsafe { pleach_group_run(self.0, code, argument, input, output, failure) })
+        let mut work = Work(std::ptr::null_mut());
+        // SAFETY: both point to at::Tensor handles that live through this function, which returns only when no thread of
+        // the group uses their data any more; the shim changes the data of `output`, never the handles.
+        guarded(|failure| unsafe {
+            pleach_group_start(self.0, code, argument, input, output, &raw mut work.0, failure)
+        })?;
+        loop {
+            let mut done = false;
+            // SAFETY: the work was made by the call above and is freed when this function returns.
+            guarded(|failure| unsafe { pleach_work_wait(work.0, millis(SLICE), &raw mut done, failure) })?;
+            if done {
+                return Ok(());
+            }
+            watch();
+        }
+    }
+}
+
+/// How long a wait goes on before it looks around.
+pub(crate) const SLICE: Duration = Duration::from_millis(200);
+
+struct Work(*mut RawWork);
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        // SAFETY: null, or made by the shim and freed once.
+        unsafe { pleach_work_free(self.0) }
     }
 }
 

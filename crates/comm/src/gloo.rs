@@ -44,11 +44,14 @@ pub(crate) fn connect(options: &GroupOptions) -> Result<Store> {
     if rank >= world || prefix.is_empty() {
         return Err(code::COMM_SETUP.error(format!("rank {rank} of {world} with prefix {prefix:?} is not possible")));
     }
-    Store::connect(&store.host, store.port, prefix, *setup_timeout).map_err(|failure| {
+    let unreachable = |why: String| {
         code::COMM_SETUP
-            .error(format!("rendezvous store {}:{}: {}", store.host, store.port, failure.message))
+            .error(format!("rendezvous store {}:{}: {why}", store.host, store.port))
             .hint("the worker that hosts the store must run and be reachable from here")
-    })
+    };
+    sockets::wait_for_listener(&store.host, store.port, *setup_timeout)
+        .map_err(|error| unreachable(error.to_string()))?;
+    Store::connect(&store.host, store.port, prefix, *setup_timeout).map_err(|failure| unreachable(failure.message))
 }
 
 /// What this rank listens on: an address, or else the name of an interface.
@@ -97,7 +100,9 @@ fn introduce(backend: &Backend, options: &GroupOptions, listeners: &[SocketAddr]
     }
     let size = i64::try_from(world).unwrap_or(i64::MAX);
     let all = Tensor::zeros([size, size], (Kind::Int64, Device::Cpu)); // [rank that connected, rank it connected to]
-    backend.run(Call::AllGather, &Tensor::from_slice(&mine), &all).map_err(|failure| setup_error(options, &failure))?;
+    backend
+        .run(Call::AllGather, &Tensor::from_slice(&mine), &all, || {})
+        .map_err(|failure| setup_error(options, &failure))?;
     for peer in peers.iter_mut().filter(|peer| peer.rank.is_none()) {
         peer.rank = (0..world).find(|rank| {
             let port = all.int64_value(&[i64::try_from(*rank).unwrap_or(0), i64::try_from(me).unwrap_or(0)]);
@@ -143,8 +148,8 @@ impl Transport for Gloo {
         Device::Cpu
     }
 
-    fn run(&self, call: Call, input: &Tensor, output: &Tensor) -> Result<(), Failure> {
-        self.backend.run(call, input, output)
+    fn run(&self, call: Call, input: &Tensor, output: &Tensor, watch: &mut dyn FnMut()) -> Result<(), Failure> {
+        self.backend.run(call, input, output, watch)
     }
 
     fn link(&self) -> Arc<dyn Link> {

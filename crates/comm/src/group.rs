@@ -20,8 +20,9 @@ pub(crate) trait Transport: Send {
     fn rank(&self) -> usize;
     fn world(&self) -> usize;
     fn device(&self) -> Device;
-    /// Contiguous tensors of the right shapes; in-place calls change `output`.
-    fn run(&self, call: Call, input: &Tensor, output: &Tensor) -> Result<(), Failure>;
+    /// Contiguous tensors of the right shapes; in-place calls change `output`. `watch` is called now and then during a
+    /// long wait.
+    fn run(&self, call: Call, input: &Tensor, output: &Tensor, watch: &mut dyn FnMut()) -> Result<(), Failure>;
     fn link(&self) -> Arc<dyn Link>;
 }
 
@@ -92,13 +93,29 @@ impl<T: Transport> Group<T> {
 
     /// Marks the group as ended and lets the other ranks know by closing its connections.
     fn end(&self, code: Code) {
-        *self.lost.borrow_mut() = self.switch.link.lost();
         self.failed.set(Some(code));
+        self.sever();
+    }
+
+    /// Notes who is gone before closing connections makes everybody look gone.
+    fn sever(&self) {
+        if self.lost.borrow().is_empty() {
+            *self.lost.borrow_mut() = self.switch.link.lost();
+        }
         self.switch.link.sever();
     }
 
     fn attempt(&self, call: Call, input: &Tensor, output: &Tensor) -> Result<()> {
-        let outcome = self.transport.run(call, input, output);
+        // The transport itself sees only the connection it waits on. When another rank has left, that wait may be for
+        // nothing, but it may also be about to end: a rank leaves when it is done. So look twice.
+        let mut looks = 0;
+        let mut watch = || {
+            looks += usize::from(!self.switch.link.lost().is_empty());
+            if looks == 2 {
+                self.sever();
+            }
+        };
+        let outcome = self.transport.run(call, input, output, &mut watch);
         if self.switch.is_aborted() {
             return Err(code::COMM_ABORTED.error(format!("{call}: the group was aborted")));
         }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-use pleach_base::Result;
+use pleach_base::{Result, SystemClock};
 use tch::{Device, Kind, Tensor};
 
-use crate::ffi::{Backend, Failure};
+use crate::ffi::{Backend, Failure, FailureKind};
 use crate::gloo::{connect, setup_error};
 use crate::group::{Group, Link, Transport};
 use crate::{Call, Collective, GroupOptions};
@@ -23,9 +24,9 @@ pub fn nccl(options: &GroupOptions, device: usize) -> Result<Box<dyn Collective>
     let backend = Arc::new(Backend::nccl(&store, (rank, world), device, options.timeout).map_err(setup)?);
     // Communicators are made by the first call: make it now, so that what fails is the setup.
     let first = Tensor::zeros([1], (Kind::Float, Device::Cuda(device)));
-    backend.run(Call::AllReduce(crate::ReduceOp::Sum), &first, &first).map_err(setup)?;
+    backend.run(Call::AllReduce(crate::ReduceOp::Sum), &first, &first, || {}).map_err(setup)?;
     let link = Arc::new(Communicator(Mutex::new(Some(Arc::clone(&backend)))));
-    Ok(Box::new(Group::new(Nccl { rank, world, device, link, backend }, options.checked)))
+    Ok(Box::new(Group::new(Nccl { rank, world, device, timeout: options.timeout, link, backend }, options.checked)))
 }
 
 /// What an abort handle holds of a group: nothing once the group is gone.
@@ -49,6 +50,7 @@ struct Nccl {
     rank: usize,
     world: usize,
     device: usize,
+    timeout: Duration,
     link: Arc<Communicator>,
     backend: Arc<Backend>,
 }
@@ -72,8 +74,22 @@ impl Transport for Nccl {
         Device::Cuda(self.device)
     }
 
-    fn run(&self, call: Call, input: &Tensor, output: &Tensor) -> Result<(), Failure> {
-        self.backend.run(call, input, output)
+    fn run(&self, call: Call, input: &Tensor, output: &Tensor, watch: &mut dyn FnMut()) -> Result<(), Failure> {
+        // Nothing below keeps the time: c10d's watchdog would end the process, so it is switched off.
+        let clock = SystemClock::shared();
+        let mut late = false;
+        let outcome = self.backend.run(call, input, output, || {
+            watch();
+            if clock.elapsed() > self.timeout && !late {
+                late = true;
+                self.link.sever();
+            }
+        });
+        if late {
+            let message = format!("no result within {:?}", self.timeout);
+            return Err(Failure { kind: FailureKind::Timeout, message });
+        }
+        outcome
     }
 
     fn link(&self) -> Arc<dyn Link> {

@@ -4,22 +4,53 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket};
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, SockType, getsockopt, recv, sockopt};
+use pleach_base::SystemClock;
 
 use crate::group::Link;
 
 /// The address of this machine from which `host` is reached. No packet is sent.
 pub(crate) fn local_address_towards(host: &str, port: u16) -> io::Result<IpAddr> {
-    use std::net::ToSocketAddrs as _;
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
     for target in (host, port).to_socket_addrs()? {
         let any: SocketAddr = if target.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
         match UdpSocket::bind(any).and_then(|socket| socket.connect(target).and_then(|()| socket.local_addr())) {
             Ok(address) => return Ok(address.ip()),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Tries to connect until somebody listens. c10d would do the same, but with a stack trace on standard error a try.
+pub(crate) fn wait_for_listener(host: &str, port: u16, timeout: Duration) -> io::Result<()> {
+    let clock = SystemClock::shared();
+    loop {
+        let left = timeout.saturating_sub(clock.elapsed()).max(Duration::from_millis(1));
+        let error = match (host, port).to_socket_addrs().and_then(|addresses| reach(addresses, left)) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        if clock.elapsed() + RETRY >= timeout {
+            return Err(error);
+        }
+        std::thread::sleep(RETRY);
+    }
+}
+
+/// How soon a connection that was refused is tried again.
+const RETRY: Duration = Duration::from_millis(100);
+
+fn reach(addresses: impl Iterator<Item = SocketAddr>, timeout: Duration) -> io::Result<()> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, timeout) {
+            Ok(_) => return Ok(()),
             Err(error) => last = error,
         }
     }
@@ -72,12 +103,13 @@ pub(crate) struct Peer {
 }
 
 /// The connections between the listener `mine` and the listeners of the other ranks. The rank is known where this end
-/// connected; where it accepted, the other end used a port of its own.
+/// connected; where it accepted, the other end used a port of its own. A process holds one rank of a group, or two; with
+/// more it could not tell its own connections from those between the others.
 pub(crate) fn connected(mine: SocketAddr, listeners: &[SocketAddr]) -> Vec<Peer> {
     let mut found: Vec<Peer> = Vec::new();
     for socket in streams() {
         let (Ok(local), Ok(remote)) = (socket.local_addr(), socket.peer_addr()) else { continue };
-        let rank = listeners.iter().position(|listener| *listener == remote);
+        let rank = listeners.iter().position(|listener| *listener == remote && remote != mine);
         let known = found.iter().any(|peer| peer.local == local && peer.remote == remote);
         if !known && (local == mine || rank.is_some()) {
             found.push(Peer { rank, local, remote, socket });

@@ -1,0 +1,6 @@
+//! Collectives between real processes.
+
+mod faults;
+mod ranks;
+mod setup;
+mod suite;
