@@ -26,6 +26,7 @@ pub(crate) struct Opened {
     pub(crate) root: Path,
     /// Without credentials.
     pub(crate) url: String,
+    pub(crate) is_local: bool,
 }
 
 /// Opens `address`; `env` looks a variable up. Nothing is read or written yet.
@@ -71,7 +72,7 @@ fn folder(address: &str, path: &std::path::Path) -> Result<Opened> {
     let root = Path::from_absolute_path(&path).map_err(|e| bad(address, "not a usable path").caused_by(e))?;
     // Every write is flushed with its folder before it counts: a log entry must not outlive its blobs in a power cut.
     let objects = LocalFileSystem::new().with_fsync(true);
-    Ok(Opened { objects: Arc::new(objects), root, url: path.display().to_string() })
+    Ok(Opened { objects: Arc::new(objects), root, url: path.display().to_string(), is_local: true })
 }
 
 fn s3(address: &str, endpoint: Option<&str>, region: Option<&str>, env: &BTreeMap<String, String>) -> Result<Opened> {
@@ -86,7 +87,7 @@ fn s3(address: &str, endpoint: Option<&str>, region: Option<&str>, env: &BTreeMa
         .build()
         .or_code(code::STORE_URL, || format!("store `{address}`: the S3 client refuses its settings"))?;
     let shown = format!("s3://{bucket}/{root}");
-    Ok(Opened { objects: Arc::new(objects), root, url: shown.trim_end_matches('/').to_owned() })
+    Ok(Opened { objects: Arc::new(objects), root, url: shown.trim_end_matches('/').to_owned(), is_local: false })
 }
 
 fn s3_builder(

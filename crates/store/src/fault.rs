@@ -34,6 +34,7 @@ fn by_cause(place: &str, text: &str, error: &StoreError) -> Error {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 return code::IO.error(format!("{place}: no space is left")).hint("free some space");
             }
+            io::ErrorKind::Unsupported => return not_create_only(place),
             _ => {}
         }
     }

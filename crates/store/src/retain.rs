@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::TryStreamExt;
+use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectMeta, ObjectStoreExt};
 
@@ -149,6 +150,12 @@ impl Writer {
             match self.task.objects().delete(&key).await {
                 Ok(()) | Err(StoreError::NotFound { .. }) => {}
                 Err(error) => return Err(self.task.sort("cannot delete", &key, error)),
+            }
+        }
+        if self.task.store.is_local {
+            // On S3 a folder is nothing but its objects. Here it stays, unless somebody puts something into it.
+            if let Ok(path) = LocalFileSystem::new().path_to_filesystem(&self.task.keys.folder(folder)) {
+                let _ = tokio::fs::remove_dir(path).await;
             }
         }
         tracing::debug!(folder, "removed a step");

@@ -9,7 +9,7 @@ use object_store::path::Path;
 
 use pleach_base::{IdSource, JobId, Result, SharedClock, SystemClock, TaskName, Tenant, UlidSource};
 
-use crate::address;
+use crate::address::{self, Opened};
 use crate::keys::Keys;
 use crate::probe;
 use crate::task::TaskStore;
@@ -48,6 +48,8 @@ pub(crate) struct Inner {
     pub(crate) objects: Arc<dyn ObjectStore>,
     pub(crate) root: Path,
     pub(crate) url: String,
+    /// Whether folders exist by themselves and have to be removed.
+    pub(crate) is_local: bool,
     pub(crate) clock: SharedClock,
     pub(crate) ids: Arc<dyn IdSource>,
 }
@@ -72,14 +74,19 @@ impl Store {
                 .collect(),
         };
         let opened = address::open(url, options.endpoint.as_deref(), options.region.as_deref(), &env)?;
-        Ok(Self::over(opened.objects, opened.root, opened.url, options))
+        Ok(Self::build(opened, options))
     }
 
     /// A store over any [`ObjectStore`], everything below `root`, shown as `url`. For decorators and tests.
     pub fn over(objects: Arc<dyn ObjectStore>, root: Path, url: impl Into<String>, options: &StoreOptions) -> Self {
+        Self::build(Opened { objects, root, url: url.into(), is_local: false }, options)
+    }
+
+    fn build(opened: Opened, options: &StoreOptions) -> Self {
+        let Opened { objects, root, url, is_local } = opened;
         let clock = options.clock.clone().unwrap_or_else(SystemClock::shared);
-        let ids = options.ids.clone().unwrap_or_else(|| Arc::new(UlidSource::new(clock.clone())));
-        Self(Arc::new(Inner { objects, root, url: url.into(), clock, ids }))
+        let ids = options.ids.clone().unwrap_or_else(|| Arc::new(UlidSource::new(SharedClock::clone(&clock))));
+        Self(Arc::new(Inner { objects, root, url, is_local, clock, ids }))
     }
 
     /// Checks what everything else relies on: the store answers, lets us write, read and delete, and refuses to

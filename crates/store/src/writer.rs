@@ -171,10 +171,10 @@ impl Writer {
             if same {
                 return Ok(found);
             }
-            if let (Some(step), Some(sha256)) = (entry.step, &entry.manifest_sha256) {
-                if let Some(done) = self.done(step, sha256)? {
-                    return Ok(done);
-                }
+            if let (Some(step), Some(sha256)) = (entry.step, &entry.manifest_sha256)
+                && let Some(done) = self.done(step, sha256)?
+            {
+                return Ok(done);
             }
         }
     }

@@ -40,7 +40,7 @@ impl Backend {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("a store");
         let clock = ManualClock::starting_at(1_000_000);
-        let options = StoreOptions { clock: Some(clock.clone()), ..StoreOptions::default() };
+        let options = StoreOptions { clock: Some(Arc::<ManualClock>::clone(&clock)), ..StoreOptions::default() };
         let store = Store::open(root.to_str().unwrap(), &options).unwrap();
         Self { store, clock, root, _folder: Some(folder), server: None }
     }
@@ -48,7 +48,7 @@ impl Backend {
     pub(crate) async fn s3(options: S3Options) -> Self {
         let server = S3Server::start(options).await.unwrap();
         let clock = ManualClock::starting_at(1_000_000);
-        let store = open_s3(&server, server.secret_key(), Some(clock.clone())).unwrap();
+        let store = open_s3(&server, server.secret_key(), Some(Arc::clone(&clock))).unwrap();
         let root = server.root().join(server.bucket()).join("pre/fix");
         Self { store, clock, root, _folder: None, server: Some(server) }
     }
