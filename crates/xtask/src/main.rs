@@ -1,2 +1,82 @@
-//! Developer commands.
-fn main() {}
+//! Developer commands: `cargo xtask setup | quickstart | test | lint | verify | fix | gpu`.
+//!
+//! Deliberately absent: libtorch, protoc and every crate of Pleach, so that this builds on a bare machine and can fetch what
+//! the others need. It drives Pleach only as a user would: through `cargo` and the built binaries.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line program")]
+#![allow(clippy::disallowed_methods, reason = "durations are shown to people; nothing is decided by them")]
+
+mod arrows;
+mod cmd;
+mod gpu;
+mod interop;
+mod lint;
+mod paths;
+mod quickstart;
+mod setup;
+mod suites;
+mod test;
+mod tidy;
+mod torch_free;
+mod ui;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use paths::Paths;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of Pleach", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Fetch libtorch and protox once, and link them under .pleach/
+    Setup(setup::Args),
+    /// Train a LoRA adapter on real text with two workers, and show what it gained
+    Quickstart(quickstart::Args),
+    /// Build everything and run every suite
+    Test(test::Args),
+    /// Formatting, clippy, documentation, and the rules of this repository
+    Lint,
+    /// `test`, then `lint`; writes nothing to the sources
+    Verify,
+    /// Format, and apply what clippy suggests
+    Fix,
+    /// Everything that needs a CUDA device
+    Gpu(gpu::Args),
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<()> {
+    let paths = Paths::find()?;
+    if let Command::Setup(args) = command {
+        return setup::run(&paths, args);
+    }
+    setup::ensure(&paths)?;
+    match command {
+        Command::Setup(_) => Ok(()),
+        Command::Quickstart(args) => quickstart::run(&paths, args),
+        Command::Test(args) => test::run(&paths, args),
+        Command::Lint => lint::run(&paths),
+        Command::Verify => {
+            test::run(&paths, &test::Args::default())?;
+            lint::run(&paths)
+        }
+        Command::Fix => lint::fix(&paths),
+        Command::Gpu(args) => gpu::run(&paths, args),
+    }
+}
