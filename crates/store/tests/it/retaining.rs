@@ -42,7 +42,8 @@ async fn the_last_and_the_best_stay(#[values(Kind::Folder, Kind::S3)] kind: Kind
     assert_eq!(removed, ["steps/00000001-g0001", "steps/00000003-g0001"]);
     assert_eq!(steps(&task).await, [2, 4, 5]);
     assert_eq!(folders(&backend).len(), 3);
-    assert!(!backend.root.join("acme/desk/tone/steps/00000001-g0001").exists());
+    let empty_folder = backend.root.join("acme/desk/tone/steps/00000001-g0001");
+    assert!(kind == Kind::S3 || !empty_folder.exists(), "no empty folder stays behind");
     crate::kills::check_whole(&task).await;
     let error = task.read(&gone).await.expect_err("removed");
     assert_eq!(error.code(), code::CHECKPOINT_NONE, "a reader that was too slow is told why: {error:?}");
