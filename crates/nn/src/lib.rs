@@ -1,1 +1,28 @@
-//! Backbones: blocks, sites, hooks, parameter trees.
+//! Frozen backbones as seen by adapter methods: named places ([`Site`]) where a method may act, and the machinery
+//! that runs a frozen model once for many adapters.
+//!
+//! Without the feature `torch` this crate knows shapes only: model folders ([`ModelDir`]), families ([`open`]), sites
+//! and their selection ([`Target`]). With it come [`Layout`], [`Forward`], the hooks and the runnable [`Backbone`].
+//!
+//! Not here: any method (crate `pleach-methods`), losses, optimisers, collectives (crate `pleach-train`).
+
+mod backbone;
+mod blocks;
+mod families;
+mod model;
+#[cfg(feature = "torch")]
+mod run;
+mod site;
+mod target;
+
+pub use backbone::{BackboneConfig, HeadKind, HeadOptions, Init, ModelInfo, Pooling, Precision, TensorInfo};
+pub use families::{Family, configure, families, open};
+pub use model::{Entry, ModelDir, TensorFile};
+pub use site::{Dims, Heads, Part, Role, Site, SiteId, SiteWeight, Sites, WeightLayout};
+pub use target::{Indices, Modules, Patterns, Target};
+
+#[cfg(feature = "torch")]
+pub use run::{
+    Backbone, BaseOp, Form, Forward, Group, HookSet, Inputs, Layout, NoHooks, OpWeights, Output, ParamTree, Replaced,
+    SiteCx, SiteHook, State, TensorBytes, Weights, draw, tensor_from_entry, to_le_bytes,
+};

@@ -1,0 +1,219 @@
+//! A configured backbone: its sites, the tensors it wants and its sizes, without a tensor library.
+
+use std::fmt;
+
+use pleach_base::rng::Key;
+use pleach_base::{Result, code};
+
+use crate::model::{Entry, ModelDir};
+#[cfg(feature = "torch")]
+use crate::run::Backbone;
+use crate::site::Sites;
+
+/// What the model ends in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HeadKind {
+    /// Logits over the vocabulary for every token.
+    CausalLm,
+    /// One row of class logits a sequence.
+    SequenceClassification,
+    /// One vector a sequence.
+    Embedding,
+}
+
+impl HeadKind {
+    /// PEFT's `task_type`.
+    #[must_use]
+    pub fn task_type(self) -> &'static str {
+        match self {
+            Self::CausalLm => "CAUSAL_LM",
+            Self::SequenceClassification => "SEQ_CLS",
+            Self::Embedding => "FEATURE_EXTRACTION",
+        }
+    }
+}
+
+/// How the vectors of a sequence's tokens become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The mean over real tokens.
+    Mean,
+    /// The first token.
+    Cls,
+    /// The last real token.
+    Last,
+}
+
+/// Precision of frozen weights and hidden states. Adapters, their gradients and optimiser state are always float32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// 32-bit floats.
+    #[default]
+    Fp32,
+    /// bfloat16.
+    Bf16,
+}
+
+/// What the user wants of the head. What is absent comes from the model's folder.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HeadOptions {
+    /// The kind; that of `architectures` in `config.json` when absent.
+    pub kind: Option<HeadKind>,
+    /// Classes; those of `config.json` when absent.
+    pub num_labels: Option<usize>,
+    /// Pooling of embeddings; that of `1_Pooling/config.json`, else the mean, when absent.
+    pub pooling: Option<Pooling>,
+    /// Scale embeddings to length one; whether `modules.json` says so when absent.
+    pub normalize: Option<bool>,
+}
+
+/// How a tensor begins its life.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// All zero.
+    Zeros,
+    /// All one.
+    Ones,
+    /// Uniform in `[-bound, bound)`.
+    Uniform {
+        /// Half the width of the interval.
+        bound: f32,
+    },
+    /// Normal with mean zero.
+    Normal {
+        /// Standard deviation.
+        std: f32,
+    },
+    /// A copy of the frozen tensor that it stands in for.
+    Base,
+}
+
+impl Init {
+    /// The values of a new tensor of `numel` elements: a function of `key` alone, so that every rank draws the same.
+    /// `None` for [`Init::Base`], whose values are not drawn.
+    #[must_use]
+    pub fn draw(self, key: Key, numel: usize) -> Option<Vec<f32>> {
+        let mut rng = key.rng();
+        Some(match self {
+            Self::Zeros => vec![0.0; numel],
+            Self::Ones => vec![1.0; numel],
+            Self::Uniform { bound } => (0..numel).map(|_| rng.uniform_in(-bound, bound)).collect(),
+            Self::Normal { std } => (0..numel).map(|_| std * rng.normal()).collect(),
+            Self::Base => return None,
+        })
+    }
+}
+
+/// A frozen tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorInfo {
+    /// Name under the model's class, such as `model.layers.0.mlp.up_proj.weight`. Files written by the bare model
+    /// leave the first part out, files of another class may add it: both load.
+    pub name: String,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// How the tensor is made when no file has it: for a new head on a bare model. Missing is an error otherwise.
+    pub fresh: Option<Init>,
+}
+
+/// What a family reads from `config.json`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelInfo {
+    /// Name of the family, `model_type`.
+    pub family: &'static str,
+    /// The class that PEFT's users open this as, such as `LlamaForCausalLM`.
+    pub class: String,
+    /// Name of the bare model within the class, such as `model`: the part of tensor names that may be absent.
+    pub base_prefix: &'static str,
+    /// The head.
+    pub head: HeadKind,
+    /// Classes, for classification.
+    pub num_labels: usize,
+    /// Width of hidden states.
+    pub hidden_size: usize,
+    /// Rows of the token table: ids must be below.
+    pub vocab_size: usize,
+    /// Blocks.
+    pub num_blocks: usize,
+    /// Longest sequence.
+    pub max_positions: usize,
+    /// Whether a token sees later ones.
+    pub causal: bool,
+    /// Embeddings come out with length one.
+    pub normalized: bool,
+    /// The padding token, if the configuration names one.
+    pub pad_token: Option<u32>,
+}
+
+/// A configured backbone.
+pub trait BackboneConfig: fmt::Debug + Send + Sync {
+    /// Sizes and names.
+    fn info(&self) -> &ModelInfo;
+
+    /// Where methods may act.
+    fn sites(&self) -> &Sites;
+
+    /// Every frozen tensor, each once (tied ones have one entry). Their sizes sum to the base part of PEFT's
+    /// `all params`.
+    fn tensors(&self) -> &[TensorInfo];
+
+    /// Parameters of the frozen model.
+    fn num_params(&self) -> u64 {
+        self.tensors().iter().map(|tensor| tensor.shape.iter().map(|n| *n as u64).product::<u64>()).sum()
+    }
+
+    /// Looks up every tensor in the folder and compares shapes, without reading values.
+    ///
+    /// # Errors
+    /// `MODEL_MISMATCH` naming the tensor, with the shape expected and found.
+    fn check(&self, dir: &ModelDir) -> Result<()> {
+        self.tensors().iter().try_for_each(|tensor| locate(self.info(), tensor, dir).map(|_| ()))
+    }
+
+    /// Reads the weights of `dir` and makes a model that runs.
+    ///
+    /// # Errors
+    /// `MODEL_MISMATCH` as [`BackboneConfig::check`]; `SAFETENSORS` for elements of a kind that is not read.
+    #[cfg(feature = "torch")]
+    fn build(&self, dir: &ModelDir, device: tch::Device, precision: Precision) -> Result<Box<dyn Backbone>>;
+}
+
+/// A tensor's entry in the folder, under its own name or as files of the bare model or of another class name it;
+/// `None` when there is none and the tensor can be made anew.
+pub(crate) fn locate<'d>(info: &ModelInfo, tensor: &TensorInfo, dir: &'d ModelDir) -> Result<Option<Entry<'d>>> {
+    let found = spellings(&tensor.name, info.base_prefix).into_iter().find_map(|name| dir.get(&name));
+    let Some(entry) = found else {
+        if tensor.fresh.is_some() {
+            return Ok(None);
+        }
+        let (name, shape) = (&tensor.name, &tensor.shape);
+        return Err(code::MODEL_MISMATCH
+            .error(format!("tensor `{name}`: expected {shape:?}, found none in {}", dir.path().display()))
+            .hint(format!("config.json asks for {}; are these weights of another model?", info.class)));
+    };
+    if entry.shape != tensor.shape {
+        let (expected, found) = (&tensor.shape, entry.shape);
+        return Err(code::MODEL_MISMATCH
+            .error(format!("tensor `{}`: expected {expected:?}, found {found:?}", entry.name))
+            .hint("config.json and the weights are of different models"));
+    }
+    Ok(Some(entry))
+}
+
+/// The names that files use for one tensor, most likely first.
+fn spellings(name: &str, prefix: &str) -> Vec<String> {
+    let other = match name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.')) {
+        Some(bare) => bare.to_owned(),
+        None => format!("{prefix}.{name}"),
+    };
+    let mut names = vec![name.to_owned(), other];
+    // Normalisations of the oldest files.
+    for i in 0..2 {
+        if let Some(start) = names[i].strip_suffix("LayerNorm.weight") {
+            names.push(format!("{start}LayerNorm.gamma"));
+        } else if let Some(start) = names[i].strip_suffix("LayerNorm.bias") {
+            names.push(format!("{start}LayerNorm.beta"));
+        }
+    }
+    names
+}

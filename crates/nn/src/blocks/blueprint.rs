@@ -1,0 +1,167 @@
+//! A backbone whose tokens go through one stack of blocks: what most families are.
+
+use super::{EmbedSpec, HeadSpec, LayerSpec, NormSpec, RotarySpec};
+use crate::backbone::{BackboneConfig, ModelInfo, TensorInfo};
+use crate::site::Sites;
+
+/// A configured stack.
+#[derive(Clone, Debug)]
+pub(crate) struct Blueprint {
+    pub(crate) info: ModelInfo,
+    pub(crate) sites: Sites,
+    pub(crate) tensors: Vec<TensorInfo>,
+    pub(crate) tokens: EmbedSpec,
+    pub(crate) types: Option<EmbedSpec>,
+    pub(crate) positions: Option<EmbedSpec>,
+    pub(crate) embed_norm: Option<NormSpec>,
+    pub(crate) rotary: Option<RotarySpec>,
+    pub(crate) layers: Vec<LayerSpec>,
+    pub(crate) last_norm: Option<NormSpec>,
+    pub(crate) head: HeadSpec,
+}
+
+impl BackboneConfig for Blueprint {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn sites(&self) -> &Sites {
+        &self.sites
+    }
+
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    #[cfg(feature = "torch")]
+    fn build(
+        &self,
+        dir: &crate::ModelDir,
+        device: tch::Device,
+        precision: crate::Precision,
+    ) -> pleach_base::Result<Box<dyn crate::Backbone>> {
+        Ok(Box::new(imp::Stack::load(self, dir, device, precision)?))
+    }
+}
+
+#[cfg(feature = "torch")]
+mod imp {
+    use std::collections::BTreeMap;
+
+    use pleach_base::Result;
+    use tch::{Device, Kind, Tensor};
+
+    use super::Blueprint;
+    use crate::backbone::{BackboneConfig, Precision};
+    use crate::blocks::embedding::Embed;
+    use crate::blocks::head::Head;
+    use crate::blocks::layer::Layer;
+    use crate::blocks::norm::Norm;
+    use crate::model::ModelDir;
+    use crate::run::{Backbone, Forward, Inputs, OpWeights, Output, State, Weights};
+    use crate::site::SiteId;
+
+    /// A loaded stack.
+    pub(super) struct Stack {
+        config: Blueprint,
+        device: Device,
+        kind: Kind,
+        tokens: Embed,
+        types: Option<Embed>,
+        positions: Option<Embed>,
+        embed_norm: Option<Norm>,
+        layers: Vec<Layer>,
+        last_norm: Option<Norm>,
+        head: Head,
+        weights: BTreeMap<SiteId, OpWeights>,
+    }
+
+    impl Stack {
+        pub(super) fn load(config: &Blueprint, dir: &ModelDir, device: Device, precision: Precision) -> Result<Self> {
+            let _no_grad = tch::no_grad_guard();
+            let (config, sites) = (config.clone(), &config.sites);
+            let weights = Weights::new(&config.info, &config.tensors, dir, device, precision);
+            let norm = |spec: Option<_>| spec.map(|spec| Norm::load(spec, sites, &weights)).transpose();
+            let table = |spec: Option<_>| spec.map(|spec| Embed::load(spec, sites, &weights)).transpose();
+            let mut stack = Self {
+                device,
+                kind: precision.kind(),
+                tokens: Embed::load(config.tokens, sites, &weights)?,
+                types: table(config.types)?,
+                positions: table(config.positions)?,
+                embed_norm: norm(config.embed_norm)?,
+                layers: config.layers.iter().map(|spec| Layer::load(spec, sites, &weights)).collect::<Result<_>>()?,
+                last_norm: norm(config.last_norm)?,
+                head: Head::load(&config.head, sites, &weights)?,
+                weights: BTreeMap::new(),
+                config,
+            };
+            let mut all = BTreeMap::new();
+            stack.visit(&mut |site, weights| {
+                all.insert(site, weights.shallow_clone());
+            });
+            stack.weights = all;
+            Ok(stack)
+        }
+
+        fn visit<'a>(&'a self, see: &mut dyn FnMut(SiteId, &'a OpWeights)) {
+            for table in [Some(&self.tokens), self.types.as_ref(), self.positions.as_ref()].into_iter().flatten() {
+                table.visit(see);
+            }
+            for norm in self.embed_norm.iter().chain(&self.last_norm) {
+                norm.visit(see);
+            }
+            for layer in &self.layers {
+                layer.visit(see);
+            }
+            self.head.visit(see);
+        }
+    }
+
+    impl Backbone for Stack {
+        fn config(&self) -> &dyn BackboneConfig {
+            &self.config
+        }
+
+        fn weights(&self, site: SiteId) -> Option<&OpWeights> {
+            self.weights.get(&site)
+        }
+
+        fn device(&self) -> Device {
+            self.device
+        }
+
+        fn embed(&self, cx: &Forward<'_>, inputs: &Inputs) -> State {
+            let ids = inputs.get("input_ids").expect("a batch has `input_ids`"); // [b, w] or [t]
+            assert_eq!(ids.size(), cx.layout.shape(), "`input_ids` have the layout's shape");
+            let mut hidden = self.tokens.run(cx, ids);
+            if let Some(types) = &self.types {
+                let zeros = || Tensor::zeros_like(ids);
+                hidden += types.run(cx, &inputs.get("token_type_ids").map_or_else(zeros, Tensor::shallow_clone));
+            }
+            if let Some(positions) = &self.positions {
+                hidden += positions.run(cx, &cx.layout.positions().expand_as(ids));
+            }
+            if let Some(norm) = &self.embed_norm {
+                hidden = norm.run(cx, &hidden);
+            }
+            let tables = self.config.rotary.as_ref().map(|rotary| rotary.tables(cx.layout, self.kind));
+            State { hidden, carry: Vec::new(), tables: tables.unwrap_or_default() }
+        }
+
+        fn block(&self, index: usize, cx: &Forward<'_>, state: State) -> State {
+            self.layers[index].run(cx, state)
+        }
+
+        fn finish(&self, cx: &Forward<'_>, state: State) -> State {
+            match &self.last_norm {
+                Some(norm) => State { hidden: norm.run(cx, &state.hidden), ..state },
+                None => state,
+            }
+        }
+
+        fn head(&self, cx: &Forward<'_>, state: &State) -> Output {
+            self.head.run(cx, &state.hidden)
+        }
+    }
+}

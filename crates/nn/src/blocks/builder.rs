@@ -1,0 +1,106 @@
+//! Collects sites and tensors while a family describes itself.
+
+use indexmap::IndexMap;
+
+use crate::backbone::{Init, TensorInfo};
+use crate::site::{Dims, Heads, Part, Role, Site, SiteId, SiteWeight, Sites, WeightLayout};
+
+/// Sites and tensors so far.
+#[derive(Debug, Default)]
+pub(crate) struct Builder {
+    sites: Sites,
+    tensors: IndexMap<String, TensorInfo>,
+    block: Option<u32>,
+    idle: bool,
+    fresh: Option<Init>,
+}
+
+/// A module with a weight.
+pub(crate) struct Module<'a> {
+    pub(crate) path: String,
+    pub(crate) role: Role,
+    pub(crate) part: Part,
+    pub(crate) dims: Dims,
+    pub(crate) layout: WeightLayout,
+    pub(crate) bias: bool,
+    /// The tensor that the weight is tied to.
+    pub(crate) tied: Option<&'a str>,
+}
+
+impl Builder {
+    /// What follows belongs to this block.
+    pub(crate) fn enter(&mut self, block: Option<u32>) {
+        self.block = block;
+    }
+
+    /// What `describe` adds exists but is never run.
+    pub(crate) fn idle<T>(&mut self, idle: bool, describe: impl FnOnce(&mut Self) -> T) -> T {
+        let before = std::mem::replace(&mut self.idle, idle);
+        let result = describe(self);
+        self.idle = before;
+        result
+    }
+
+    /// Weights that `describe` adds may be missing from the files and then begin like this, biases at zero.
+    pub(crate) fn fresh<T>(&mut self, init: Init, describe: impl FnOnce(&mut Self) -> T) -> T {
+        let before = self.fresh.replace(init);
+        let result = describe(self);
+        self.fresh = before;
+        result
+    }
+
+    /// A module with a weight, its tensors and its site.
+    pub(crate) fn module(&mut self, module: Module<'_>) -> SiteId {
+        let Module { path, role, part, dims, layout, bias, tied } = module;
+        let shape = match layout {
+            WeightLayout::OutIn => vec![dims.output, dims.input],
+            WeightLayout::InOut => vec![dims.input, dims.output],
+            WeightLayout::Plain if role == Role::Embed => vec![dims.input, dims.output],
+            WeightLayout::Plain => vec![dims.output],
+        };
+        let name = tied.map_or_else(|| format!("{path}.weight"), str::to_owned);
+        let bias = bias.then(|| format!("{path}.bias"));
+        self.tensor(&name, shape.clone(), self.fresh);
+        if let Some(bias) = &bias {
+            self.tensor(bias, vec![dims.output], self.fresh.map(|_| Init::Zeros));
+        }
+        self.push(path, role, part, dims, Some(SiteWeight { name, shape, layout }), bias)
+    }
+
+    /// A place without a weight of its own.
+    pub(crate) fn place(&mut self, path: String, role: Role, part: Part, dims: Dims) -> SiteId {
+        self.push(path, role, part, dims, None, None)
+    }
+
+    fn push(
+        &mut self,
+        path: String,
+        role: Role,
+        part: Part,
+        dims: Dims,
+        weight: Option<SiteWeight>,
+        bias: Option<String>,
+    ) -> SiteId {
+        let (block, runs) = (self.block, !self.idle);
+        self.sites.push(Site { id: SiteId(0), path, role, part, block, dims, weight, bias, runs })
+    }
+
+    fn tensor(&mut self, name: &str, shape: Vec<usize>, fresh: Option<Init>) {
+        let info = TensorInfo { name: name.to_owned(), shape, fresh };
+        self.tensors.entry(name.to_owned()).or_insert(info);
+    }
+
+    pub(crate) fn finish(self) -> (Sites, Vec<TensorInfo>) {
+        (self.sites, self.tensors.into_values().collect())
+    }
+}
+
+/// Sizes of a place that keeps the width.
+pub(crate) fn same(width: usize) -> Dims {
+    Dims { input: width, output: width, heads: None }
+}
+
+/// Sizes of a place within attention.
+pub(crate) fn heads(heads: Heads) -> Dims {
+    Dims { input: heads.kv * heads.dim, output: heads.query * heads.dim, heads: Some(heads) }
+}

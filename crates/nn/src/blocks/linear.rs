@@ -1,0 +1,70 @@
+//! Affine maps: `y = x W^T + b`, with the weight stored either way round.
+
+use super::builder::{Builder, Module};
+use crate::site::{Dims, Part, Role, SiteId, WeightLayout};
+
+/// An affine map.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LinearSpec {
+    pub(crate) site: SiteId,
+    layout: WeightLayout,
+}
+
+impl LinearSpec {
+    /// A linear map within the model.
+    pub(crate) fn new(b: &mut Builder, path: String, part: Part, input: usize, output: usize, bias: bool) -> Self {
+        let dims = Dims { input, output, heads: None };
+        let layout = WeightLayout::OutIn;
+        Self { site: b.module(Module { path, role: Role::Linear, part, dims, layout, bias, tied: None }), layout }
+    }
+
+    /// A linear map that makes the output, with the weight of another module when `tied`.
+    pub(crate) fn head(b: &mut Builder, path: &str, dims: (usize, usize), bias: bool, tied: Option<&str>) -> Self {
+        let (role, part, layout) = (Role::Head, Part::Other, WeightLayout::OutIn);
+        let dims = Dims { input: dims.0, output: dims.1, heads: None };
+        Self { site: b.module(Module { path: path.to_owned(), role, part, dims, layout, bias, tied }), layout }
+    }
+}
+
+#[cfg(feature = "torch")]
+pub(crate) use imp::Linear;
+
+#[cfg(feature = "torch")]
+mod imp {
+    use pleach_base::Result;
+    use tch::Tensor;
+
+    use super::LinearSpec;
+    use crate::run::{Forward, OpWeights, Weights};
+    use crate::site::{SiteId, Sites, WeightLayout};
+
+    /// A loaded affine map.
+    #[derive(Debug)]
+    pub(crate) struct Linear {
+        spec: LinearSpec,
+        weights: OpWeights,
+    }
+
+    impl Linear {
+        pub(crate) fn load(spec: LinearSpec, sites: &Sites, weights: &Weights<'_>) -> Result<Self> {
+            Ok(Self { spec, weights: weights.of(&sites[spec.site])? })
+        }
+
+        /// `[.., in]` to `[.., out]`.
+        pub(crate) fn run(&self, cx: &Forward<'_>, x: &Tensor) -> Tensor {
+            let layout = self.spec.layout;
+            cx.at_one(self.spec.site, x.shallow_clone(), Some(&self.weights), &|_, x, own| {
+                let OpWeights { weight, bias } = own.unwrap_or(&self.weights);
+                let weight = match layout {
+                    WeightLayout::InOut => weight.tr(),
+                    WeightLayout::OutIn | WeightLayout::Plain => weight.shallow_clone(),
+                };
+                vec![x[0].linear(&weight, bias.as_ref())]
+            })
+        }
+
+        pub(crate) fn visit<'a>(&'a self, see: &mut dyn FnMut(SiteId, &'a OpWeights)) {
+            see(self.spec.site, &self.weights);
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! The families of backbones: one file each, over the shared blocks. A new family is one file and one word below.
+
+use pleach_base::{Result, code, suggest};
+
+use crate::backbone::{BackboneConfig, HeadKind, HeadOptions};
+use crate::model::{Config, ModelDir};
+
+/// A family of backbones.
+pub trait Family: Sync {
+    /// `model_type` in `config.json`.
+    fn name(&self) -> &'static str;
+
+    /// Reads the configuration of a folder.
+    ///
+    /// # Errors
+    /// `MODEL_CONFIG` naming the field.
+    fn configure(&self, dir: &ModelDir, head: HeadKind, options: &HeadOptions) -> Result<Box<dyn BackboneConfig>>;
+}
+
+/// Declares the files of this folder and their list.
+macro_rules! registry {
+    ($($family:ident),* $(,)?) => {
+        $(mod $family;)*
+        static FAMILIES: &[&dyn Family] = &[$(&$family::FAMILY),*];
+    };
+}
+
+registry! { bert, llama }
+
+/// All families, in order of names.
+#[must_use]
+pub fn families() -> &'static [&'static dyn Family] {
+    FAMILIES
+}
+
+/// Opens a model folder with its weights' headers and configures it.
+///
+/// # Errors
+/// As [`ModelDir::open`] and [`configure`].
+pub fn open(path: &std::path::Path, options: &HeadOptions) -> Result<(ModelDir, Box<dyn BackboneConfig>)> {
+    let dir = ModelDir::open(path)?;
+    let config = configure(&dir, options)?;
+    Ok((dir, config))
+}
+
+/// Configures a model folder.
+///
+/// # Errors
+/// `MODEL_CONFIG` for an unknown `model_type` (with the nearest), a missing or wrong field, or a head that the family
+/// does not have.
+pub fn configure(dir: &ModelDir, options: &HeadOptions) -> Result<Box<dyn BackboneConfig>> {
+    let config = Config(dir.config());
+    let known = || FAMILIES.iter().map(|family| family.name());
+    let name = config.text("model_type")?.ok_or_else(|| {
+        code::MODEL_CONFIG
+            .error("config.json: model_type is missing")
+            .hint(format!("one of {}", known().collect::<Vec<_>>().join(", ")))
+    })?;
+    let family = FAMILIES.iter().find(|family| family.name() == name).ok_or_else(|| {
+        code::MODEL_CONFIG
+            .error(format!("config.json: model_type `{name}` is not a family of this build"))
+            .hint(suggest::did_you_mean(name, known().collect::<Vec<_>>()))
+    })?;
+    let head = options.kind.unwrap_or_else(|| head_of(config.architecture().unwrap_or_default()));
+    family.configure(dir, head, options)
+}
+
+/// The head of a class of transformers, by its name.
+fn head_of(class: &str) -> HeadKind {
+    if class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel") {
+        HeadKind::CausalLm
+    } else if class.ends_with("ForSequenceClassification") {
+        HeadKind::SequenceClassification
+    } else {
+        HeadKind::Embedding
+    }
+}
+
+/// The error for a head that a family does not have.
+fn no_head(family: &str, head: HeadKind) -> pleach_base::Error {
+    code::MODEL_CONFIG
+        .error(format!("family {family} has no head for {}", head.task_type()))
+        .hint("choose another spec.data.task or another model")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+//! One forward pass: who is in the batch, and how a site's base operation and the groups' hooks come together.
+
+use tch::Tensor;
+
+use super::Layout;
+use super::hooks::{BaseOp, Group, Op, OpWeights, SiteCx, SiteHook};
+use crate::site::{SiteId, Sites};
+
+/// What is true during one forward pass.
+#[derive(Clone, Copy)]
+pub struct Forward<'a> {
+    /// The backbone's sites.
+    pub sites: &'a Sites,
+    /// The batch.
+    pub layout: &'a Layout,
+    /// The adapters in it.
+    pub groups: &'a [Group<'a>],
+    /// Training: dropout and other noise of the adapters are on. The frozen model itself never drops anything.
+    pub train: bool,
+    /// Optimiser steps done, the key of per-step draws.
+    pub step: u64,
+    /// Number of the pass within a step.
+    pub pass: u32,
+}
+
+/// Consecutive rows with the hook that acts on them.
+struct Run<'a> {
+    rows: std::ops::Range<usize>,
+    hook: Option<&'a dyn SiteHook>,
+}
+
+impl<'a> Forward<'a> {
+    /// A pass for evaluation.
+    #[must_use]
+    pub fn eval(sites: &'a Sites, layout: &'a Layout, groups: &'a [Group<'a>]) -> Self {
+        Self { sites, layout, groups, train: false, step: 0, pass: 0 }
+    }
+
+    /// The first block at which any group acts: blocks before it need no gradient. `num_blocks` when none does;
+    /// 0 when something acts before the blocks.
+    #[must_use]
+    pub fn first_active_block(&self, num_blocks: usize) -> usize {
+        let acts = |site: SiteId| self.groups.iter().any(|group| group.hooks.at(site).is_some());
+        let mut reached_blocks = false;
+        for site in self.sites.iter() {
+            reached_blocks |= site.block.is_some();
+            if acts(site.id) {
+                return match site.block {
+                    Some(block) => block as usize,
+                    None if reached_blocks => num_blocks,
+                    None => 0,
+                };
+            }
+        }
+        num_blocks
+    }
+
+    /// Whether any group acts at a site.
+    #[must_use]
+    pub fn is_active(&self, site: SiteId) -> bool {
+        self.groups.iter().any(|group| group.hooks.at(site).is_some())
+    }
+
+    /// Runs a site: the base operation once for all rows whose hooks only add to it, then each group's hook on its own
+    /// rows; groups whose hooks change the operation run it for themselves.
+    pub(crate) fn at(&self, site: SiteId, x: Vec<Tensor>, weights: Option<&OpWeights>, op: &Op<'_>) -> Vec<Tensor> {
+        if !self.is_active(site) {
+            return op(self.layout, &x, None);
+        }
+        let runs = self.runs(site);
+        let own = runs.iter().any(|run| run.hook.is_some_and(|hook| !hook.shares_base()));
+        let shared = if own { None } else { Some(op(self.layout, &x, None)) };
+        if let (Some(y), [run]) = (&shared, runs.as_slice()) {
+            let y = y.iter().map(Tensor::shallow_clone).collect();
+            return self.finish(site, self.layout, run.hook, &x, y);
+        }
+        let pieces: Vec<_> = runs
+            .iter()
+            .map(|run| {
+                let layout = self.layout.rows(run.rows.clone());
+                let cut = |list: &[Tensor]| -> Vec<_> {
+                    list.iter().map(|t| self.layout.narrow(t, run.rows.clone())).collect()
+                };
+                let x = cut(&x);
+                match (run.hook, &shared) {
+                    (Some(hook), None) if !hook.shares_base() => {
+                        let base = BaseOp { layout: &layout, weights, op };
+                        hook.around(&self.cx(site, &layout), x, &base)
+                    }
+                    (hook, Some(y)) => self.finish(site, &layout, hook, &x, cut(y)),
+                    (hook, None) => {
+                        let y = op(&layout, &x, None);
+                        self.finish(site, &layout, hook, &x, y)
+                    }
+                }
+            })
+            .collect();
+        join(pieces)
+    }
+
+    /// [`Forward::at`] for sites with one input and one output.
+    pub(crate) fn at_one(&self, site: SiteId, x: Tensor, weights: Option<&OpWeights>, op: &Op<'_>) -> Tensor {
+        one(self.at(site, vec![x], weights, op))
+    }
+
+    /// The groups that have rows within a part of this pass's batch, as groups of that part.
+    pub(crate) fn groups_within(&self, part: &Layout) -> Vec<Group<'a>> {
+        let (outer, inner) = (self.layout.range().start, part.range());
+        let cut = |group: &Group<'a>| {
+            let start = (group.rows.start + outer).max(inner.start);
+            let end = (group.rows.end + outer).min(inner.end);
+            (start < end).then(|| Group { rows: start - inner.start..end - inner.start, hooks: group.hooks })
+        };
+        self.groups.iter().filter_map(cut).collect()
+    }
+
+    /// Runs one group's hook on rows that are already its own.
+    pub(crate) fn hooked(
+        &self,
+        site: SiteId,
+        layout: &Layout,
+        hook: &dyn SiteHook,
+        x: Vec<Tensor>,
+        op: &Op<'_>,
+    ) -> Tensor {
+        let base = BaseOp { layout, weights: None, op };
+        let cx = self.cx(site, layout);
+        one(if hook.shares_base() { hook.after(&cx, &x, op(layout, &x, None)) } else { hook.around(&cx, x, &base) })
+    }
+
+    fn finish(
+        &self,
+        site: SiteId,
+        layout: &Layout,
+        hook: Option<&dyn SiteHook>,
+        x: &[Tensor],
+        y: Vec<Tensor>,
+    ) -> Vec<Tensor> {
+        match hook {
+            Some(hook) => hook.after(&self.cx(site, layout), x, y),
+            None => y,
+        }
+    }
+
+    fn cx<'s>(&'s self, site: SiteId, layout: &'s Layout) -> SiteCx<'s> {
+        SiteCx { site: &self.sites[site], layout, train: self.train, step: self.step, pass: self.pass }
+    }
+
+    /// All rows in order, cut where hooks change; neighbours without a hook are one run.
+    fn runs(&self, site: SiteId) -> Vec<Run<'a>> {
+        let mut runs: Vec<Run<'a>> = Vec::new();
+        let mut push = |rows: std::ops::Range<usize>, hook: Option<&'a dyn SiteHook>| {
+            if rows.is_empty() {
+                return;
+            }
+            match runs.last_mut() {
+                Some(last) if last.hook.is_none() && hook.is_none() => last.rows.end = rows.end,
+                _ => runs.push(Run { rows, hook }),
+            }
+        };
+        let mut next = 0;
+        for group in self.groups {
+            push(next..group.rows.start, None);
+            push(group.rows.clone(), group.hooks.at(site));
+            next = group.rows.end;
+        }
+        push(next..self.layout.sequences(), None);
+        runs
+    }
+}
+
+pub(crate) fn one(list: Vec<Tensor>) -> Tensor {
+    let mut list = list;
+    assert_eq!(list.len(), 1, "a site of this role has one output");
+    list.remove(0)
+}
+
+/// Puts the runs' outputs together again, output by output.
+fn join(mut pieces: Vec<Vec<Tensor>>) -> Vec<Tensor> {
+    if pieces.len() == 1 {
+        return pieces.remove(0);
+    }
+    let outputs = pieces.first().map_or(0, Vec::len);
+    (0..outputs)
+        .map(|i| {
+            let parts: Vec<_> = pieces.iter().map(|piece| &piece[i]).collect();
+            Tensor::cat(&parts, 0)
+        })
+        .collect()
+}

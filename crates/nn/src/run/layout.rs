@@ -1,0 +1,328 @@
+//! How sequences lie in memory: padded to one width, or packed one behind the other. Every block works on both.
+
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use tch::{Device, Kind, Tensor};
+
+/// The two forms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// `[batch, width, ..]`, real tokens first in each row.
+    Padded {
+        /// Tokens a row, real or not.
+        width: usize,
+    },
+    /// `[tokens, ..]`: sequence `i` is `offsets[i]..offsets[i + 1]`.
+    Packed {
+        /// Where sequences start, and at last where they end.
+        offsets: Vec<usize>,
+    },
+}
+
+/// Sequences of a batch: form, lengths, sample ids. Tensors over tokens have the shape that the form says; the first
+/// axis can be cut at borders of sequences in both.
+#[derive(Debug)]
+pub struct Layout {
+    form: Form,
+    lengths: Vec<usize>,
+    samples: Vec<u64>,
+    /// Number of the first sequence in the batch that this is a part of.
+    start: usize,
+    device: Device,
+    positions: OnceCell<Tensor>,
+    key_mask: OnceCell<Option<Tensor>>,
+    buckets: OnceCell<Buckets>,
+}
+
+/// Sequences of the packed form by length, so that each length is one padded batch.
+#[derive(Debug)]
+pub(crate) struct Buckets {
+    /// Length and numbers of the sequences, shortest first.
+    pub(crate) groups: Vec<(usize, Vec<usize>)>,
+    /// Token numbers in bucket order, and the way back; `None` when that is the order already.
+    pub(crate) order: Option<(Tensor, Tensor)>,
+    /// The way back for one row a sequence.
+    pub(crate) rows_back: Option<Tensor>,
+}
+
+impl Layout {
+    /// Rows of `width` tokens, of which the first `lengths[i]` are real. `samples[i]` names the sample for draws.
+    ///
+    /// # Panics
+    /// When the lists differ in length or a length is 0 or above `width`: a defect of the caller.
+    #[must_use]
+    pub fn padded(lengths: Vec<usize>, width: usize, samples: Vec<u64>, device: Device) -> Self {
+        assert!(
+            lengths.iter().all(|length| (1..=width).contains(length)),
+            "lengths {lengths:?} do not fit width {width}"
+        );
+        Self::new(Form::Padded { width }, lengths, samples, device)
+    }
+
+    /// Sequences one behind the other.
+    ///
+    /// # Panics
+    /// When the lists differ in length or a length is 0: a defect of the caller.
+    #[must_use]
+    pub fn packed(lengths: Vec<usize>, samples: Vec<u64>, device: Device) -> Self {
+        assert!(lengths.iter().all(|length| *length > 0), "an empty sequence");
+        let mut offsets = vec![0];
+        offsets.extend(lengths.iter().scan(0, |sum, length| {
+            *sum += length;
+            Some(*sum)
+        }));
+        Self::new(Form::Packed { offsets }, lengths, samples, device)
+    }
+
+    fn new(form: Form, lengths: Vec<usize>, samples: Vec<u64>, device: Device) -> Self {
+        assert_eq!(lengths.len(), samples.len(), "one sample id a sequence");
+        let (positions, key_mask, buckets) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
+        Self { form, lengths, samples, start: 0, device, positions, key_mask, buckets }
+    }
+
+    /// The form.
+    #[must_use]
+    pub fn form(&self) -> &Form {
+        &self.form
+    }
+
+    /// The number of sequences.
+    #[must_use]
+    pub fn sequences(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// The number of real tokens.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+
+    /// Real tokens of each sequence.
+    #[must_use]
+    pub fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
+    /// Sample ids of the sequences.
+    #[must_use]
+    pub fn samples(&self) -> &[u64] {
+        &self.samples
+    }
+
+    /// Where the tensors are.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The shape of a tensor over tokens without its last axes: `[batch, width]` or `[tokens]`.
+    #[must_use]
+    pub fn shape(&self) -> Vec<i64> {
+        match &self.form {
+            Form::Padded { width } => vec![self.sequences() as i64, *width as i64],
+            Form::Packed { .. } => vec![self.tokens() as i64],
+        }
+    }
+
+    /// Where sequence `i` lies in a tensor over tokens whose token axes are one.
+    #[must_use]
+    pub fn token_range(&self, sequence: usize) -> Range<usize> {
+        let start = match &self.form {
+            Form::Padded { width } => sequence * width,
+            Form::Packed { offsets } => offsets[sequence],
+        };
+        start..start + self.lengths[sequence]
+    }
+
+    /// The rows of some consecutive sequences of a tensor over tokens, a view.
+    #[must_use]
+    pub fn narrow(&self, tensor: &Tensor, rows: Range<usize>) -> Tensor {
+        let (start, end) = match &self.form {
+            Form::Padded { .. } => (rows.start, rows.end),
+            Form::Packed { offsets } => (offsets[rows.start], offsets[rows.end]),
+        };
+        // Keys and values may carry virtual tokens in front of every sequence.
+        let extra = match &self.form {
+            Form::Padded { .. } => 0,
+            Form::Packed { .. } => self.virtual_tokens(tensor),
+        };
+        let (start, end) = (start + rows.start * extra, end + rows.end * extra);
+        tensor.narrow(0, start as i64, (end - start) as i64)
+    }
+
+    /// How many more tokens than this layout's a tensor has in front of every sequence.
+    #[must_use]
+    pub(crate) fn virtual_tokens(&self, tensor: &Tensor) -> usize {
+        let size = tensor.size();
+        match &self.form {
+            Form::Padded { width } => (size[1] as usize).saturating_sub(*width),
+            Form::Packed { .. } if self.lengths.is_empty() => 0,
+            Form::Packed { .. } => (size[0] as usize).saturating_sub(self.tokens()) / self.sequences(),
+        }
+    }
+
+    /// The layout of some consecutive sequences.
+    #[must_use]
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        let (lengths, samples) = (self.lengths[rows.clone()].to_vec(), self.samples[rows.clone()].to_vec());
+        let mut part = match &self.form {
+            Form::Padded { width } => Self::new(Form::Padded { width: *width }, lengths, samples, self.device),
+            Form::Packed { .. } => Self::packed(lengths, samples, self.device),
+        };
+        part.start = self.start + rows.start;
+        part
+    }
+
+    /// Some sequences of one length as a padded batch.
+    pub(crate) fn bucket(&self, length: usize, members: &[usize]) -> Self {
+        let samples = members.iter().map(|sequence| self.samples[*sequence]).collect();
+        Self::padded(vec![length; members.len()], length, samples, self.device)
+    }
+
+    /// The packed layout of keys with `extra` virtual tokens in front of every sequence; `None` when there are none.
+    pub(crate) fn lengthened(&self, extra: usize) -> Option<Self> {
+        let longer = || self.lengths.iter().map(|length| length + extra).collect();
+        (extra > 0).then(|| Self::packed(longer(), self.samples.clone(), self.device))
+    }
+
+    /// The layout of one row a sequence, `[batch, ..]`, for what comes after pooling.
+    #[must_use]
+    pub fn one_each(&self) -> Self {
+        let mut rows = Self::packed(vec![1; self.sequences()], self.samples.clone(), self.device);
+        rows.start = self.start;
+        rows
+    }
+
+    /// The sequences' numbers in the batch that this is a part of.
+    pub(crate) fn range(&self) -> Range<usize> {
+        self.start..self.start + self.sequences()
+    }
+
+    /// Position of every token in its sequence: `[width]` or `[tokens]`, int64.
+    pub fn positions(&self) -> &Tensor {
+        self.positions.get_or_init(|| match &self.form {
+            Form::Padded { width } => Tensor::arange(*width as i64, (Kind::Int64, self.device)),
+            Form::Packed { .. } => {
+                let all: Vec<i64> = self.lengths.iter().flat_map(|length| 0..*length as i64).collect();
+                Tensor::from_slice(&all).to_device(self.device)
+            }
+        })
+    }
+
+    /// Which tokens are real: `[batch, width]` bool; `None` when all are.
+    pub fn real(&self) -> Option<&Tensor> {
+        let Form::Padded { width } = &self.form else { return None };
+        let mask = self.key_mask.get_or_init(|| {
+            if self.lengths.iter().all(|length| length == width) {
+                return None;
+            }
+            let lengths: Vec<i64> = self.lengths.iter().map(|length| *length as i64).collect();
+            let lengths = Tensor::from_slice(&lengths).to_device(self.device).unsqueeze(1); // [b, 1]
+            Some(self.positions().unsqueeze(0).lt_tensor(&lengths)) // [b, w]
+        });
+        mask.as_ref()
+    }
+
+    /// One token of each sequence: `[.., d]` to `[batch, d]`.
+    #[must_use]
+    pub fn pick(&self, hidden: &Tensor, token: impl Fn(usize) -> usize) -> Tensor {
+        let at = |i: usize| (self.token_range(i).start + token(self.lengths[i])) as i64;
+        let index: Vec<i64> = (0..self.sequences()).map(at).collect();
+        let index = Tensor::from_slice(&index).to_device(self.device);
+        self.flat(hidden).index_select(0, &index)
+    }
+
+    /// The mean over real tokens: `[.., d]` to `[batch, d]`, in float32.
+    #[must_use]
+    pub fn mean(&self, hidden: &Tensor) -> Tensor {
+        let hidden = hidden.to_kind(Kind::Float);
+        match (&self.form, self.real()) {
+            (Form::Padded { .. }, None) => hidden.mean_dim([1i64].as_slice(), false, Kind::Float),
+            (Form::Padded { .. }, Some(real)) => {
+                let real = real.to_kind(Kind::Float).unsqueeze(-1); // [b, w, 1]
+                let sum = (hidden * &real).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+                sum / real.sum_dim_intlist([1i64].as_slice(), false, Kind::Float)
+            }
+            (Form::Packed { .. }, _) => {
+                let means: Vec<_> = self
+                    .split_buckets(&hidden)
+                    .iter()
+                    .map(|bucket| bucket.mean_dim([1i64].as_slice(), false, Kind::Float))
+                    .collect();
+                let all = Tensor::cat(&means, 0);
+                match &self.buckets().rows_back {
+                    Some(back) => all.index_select(0, back),
+                    None => all,
+                }
+            }
+        }
+    }
+
+    fn flat(&self, hidden: &Tensor) -> Tensor {
+        match &self.form {
+            Form::Padded { .. } => hidden.flatten(0, 1),
+            Form::Packed { .. } => hidden.shallow_clone(),
+        }
+    }
+
+    /// The packed form by length: each bucket `[sequences, length, ..]`.
+    pub(crate) fn split_buckets(&self, tensor: &Tensor) -> Vec<Tensor> {
+        let buckets = self.buckets();
+        let sorted = match &buckets.order {
+            Some((order, _)) => tensor.index_select(0, order),
+            None => tensor.shallow_clone(),
+        };
+        let sizes: Vec<i64> = buckets.groups.iter().map(|(length, members)| (length * members.len()) as i64).collect();
+        let parts = sorted.split_with_sizes(&sizes, 0);
+        let shape = |length: usize, members: usize| {
+            let mut shape = vec![members as i64, length as i64];
+            shape.extend(&tensor.size()[1..]);
+            shape
+        };
+        parts
+            .iter()
+            .zip(&buckets.groups)
+            .map(|(part, (length, members))| part.reshape(shape(*length, members.len())))
+            .collect()
+    }
+
+    /// The inverse of [`Layout::split_buckets`].
+    pub(crate) fn join_buckets(&self, parts: &[Tensor]) -> Tensor {
+        let flat: Vec<_> = parts.iter().map(|part| part.flatten(0, 1)).collect();
+        let all = Tensor::cat(&flat, 0);
+        match &self.buckets().order {
+            Some((_, back)) => all.index_select(0, back),
+            None => all,
+        }
+    }
+
+    pub(crate) fn buckets(&self) -> &Buckets {
+        self.buckets.get_or_init(|| {
+            let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+            for (sequence, length) in self.lengths.iter().enumerate() {
+                by_length.entry(*length).or_default().push(sequence);
+            }
+            let sequences: Vec<usize> = by_length.values().flatten().copied().collect();
+            let groups = by_length.into_iter().collect();
+            if sequences.is_sorted() {
+                return Buckets { groups, order: None, rows_back: None };
+            }
+            let tokens: Vec<i64> = sequences.iter().flat_map(|s| self.token_range(*s)).map(|t| t as i64).collect();
+            let rows: Vec<i64> = sequences.iter().map(|s| *s as i64).collect();
+            let upload = |list: &[i64]| Tensor::from_slice(list).to_device(self.device);
+            let order = Some((upload(&tokens), upload(&inverse(&tokens))));
+            Buckets { groups, order, rows_back: Some(upload(&inverse(&rows))) }
+        })
+    }
+}
+
+fn inverse(order: &[i64]) -> Vec<i64> {
+    let mut back = vec![0; order.len()];
+    for (at, from) in order.iter().enumerate() {
+        back[*from as usize] = at as i64;
+    }
+    back
+}

@@ -1,0 +1,19 @@
+//! The part with tensors: layouts, hooks, parameter trees and the runnable backbone.
+
+mod backbone;
+mod bytes;
+mod draw;
+mod forward;
+mod hooks;
+mod layout;
+mod params;
+mod weights;
+
+pub use backbone::{Backbone, Inputs, Output, State};
+pub use bytes::{TensorBytes, tensor_from_entry, to_le_bytes};
+pub use draw::draw;
+pub use forward::Forward;
+pub use hooks::{BaseOp, Group, HookSet, NoHooks, OpWeights, Replaced, SiteCx, SiteHook};
+pub use layout::{Form, Layout};
+pub use params::ParamTree;
+pub use weights::Weights;

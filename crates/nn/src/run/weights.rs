@@ -1,0 +1,77 @@
+//! Frozen weights from a model folder onto a device.
+
+use pleach_base::rng::Key;
+use pleach_base::{Result, code};
+use tch::{Device, Kind, Tensor};
+
+use super::bytes::tensor_from_entry;
+use super::draw::draw;
+use super::hooks::OpWeights;
+use crate::backbone::{ModelInfo, Precision, TensorInfo, locate};
+use crate::model::ModelDir;
+use crate::site::Site;
+
+impl Precision {
+    /// The kind of frozen tensors.
+    #[must_use]
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Fp32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
+        }
+    }
+}
+
+/// A reader of frozen weights for one build.
+pub struct Weights<'a> {
+    info: &'a ModelInfo,
+    tensors: &'a [TensorInfo],
+    dir: &'a ModelDir,
+    device: Device,
+    kind: Kind,
+}
+
+impl<'a> Weights<'a> {
+    pub(crate) fn new(
+        info: &'a ModelInfo,
+        tensors: &'a [TensorInfo],
+        dir: &'a ModelDir,
+        device: Device,
+        precision: Precision,
+    ) -> Self {
+        Self { info, tensors, dir, device, kind: precision.kind() }
+    }
+
+    /// The tensor of this name, without gradient. A head that no file has is drawn from its name alone, so that every
+    /// rank and every later run has the same.
+    ///
+    /// # Errors
+    /// As [`crate::BackboneConfig::build`].
+    pub fn get(&self, name: &str) -> Result<Tensor> {
+        let tensor = self
+            .tensors
+            .iter()
+            .find(|tensor| tensor.name == name)
+            .ok_or_else(|| code::INTERNAL.error(format!("tensor `{name}` is not in the backbone's list")))?;
+        let loaded = match locate(self.info, tensor, self.dir)? {
+            Some(entry) => tensor_from_entry(&entry)?,
+            None => {
+                let key = Key::seed(0).named("fresh").named(name);
+                let fresh = tensor.fresh.and_then(|init| draw(init, key, &tensor.shape, Device::Cpu));
+                fresh.ok_or_else(|| code::INTERNAL.error(format!("tensor `{name}` has no values to begin with")))?
+            }
+        };
+        Ok(loaded.to_kind(self.kind).to_device(self.device))
+    }
+
+    /// Weight and bias of a site.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn of(&self, site: &Site) -> Result<OpWeights> {
+        let weight =
+            site.weight.as_ref().ok_or_else(|| code::INTERNAL.error(format!("site `{}` has no weight", site.path)))?;
+        let bias = site.bias.as_deref().map(|name| self.get(name)).transpose()?;
+        Ok(OpWeights { weight: self.get(&weight.name)?, bias })
+    }
+}
