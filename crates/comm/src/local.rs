@@ -56,3 +56,22 @@ impl Transport for Alone {
         Arc::new(NoLink)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pleach_base::code;
+
+    use super::*;
+
+    #[test]
+    fn an_aborted_group_refuses_every_call() {
+        let group = local(Device::Cpu);
+        group.barrier().unwrap();
+        let abort = group.abort_handle();
+        abort.abort();
+        abort.abort();
+        assert!(abort.is_aborted());
+        assert_eq!(group.barrier().unwrap_err().code(), code::COMM_ABORTED);
+        assert_eq!(group.verify_plan(&[], 1).unwrap_err().code(), code::COMM_ABORTED);
+    }
+}

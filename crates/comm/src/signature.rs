@@ -187,4 +187,13 @@ mod tests {
         }
         assert!(Signature::new(Call::AllToAll, Kind::Int64, &[4, 3]).possible(2).is_ok());
     }
+
+    #[test]
+    fn a_tensor_on_another_device_is_refused_and_differs_from_one_that_is_not() {
+        let here = Signature::new(Call::AllGather, Kind::Float, &[2]);
+        let astray = here.clone().stray(Device::Cuda(0), Device::Cpu);
+        assert_eq!(astray.possible(2).unwrap_err().code(), code::COMM_MISMATCH);
+        assert_ne!(here.digest(), astray.digest());
+        assert_eq!(here.clone().stray(Device::Cpu, Device::Cpu), here);
+    }
 }

@@ -6,8 +6,11 @@
 //! | `checks` | `@ held N` or `@ broken text` |
 //! | `reduce N` | `@ done`, or `@ ended CODE MILLIS LOST text` of the call that failed |
 //! | `deviate` | rank 0 leaves an agreed plan, the others follow it; as `reduce` |
+//! | `absent` | all plan a broadcast from the last rank, which then stays away; as `reduce` |
 //! | `sleep MS` | `@ slept` |
-//! | `time N ELEMENTS` | `@ took SECONDS` of N all-reduces of f32 |
+//! | `time N ELEMENTS` | `@ took SECONDS` of N all-reduces of f32, exchanged one by one |
+//! | `plan N ELEMENTS` | the same under one plan |
+//! | `leave` | `@ left`; drops the group |
 //! | `abort` | none of its own; works while another command runs |
 
 use std::io::{BufRead, Write};
@@ -62,6 +65,10 @@ pub fn drive(
                     }
                 }
             }
+            (["leave"], _) => {
+                group = None;
+                "@ left".to_owned()
+            }
             (words, Some(group)) => obey(words, group.as_ref()),
             (_, None) => "@ no group".to_owned(),
         };
@@ -108,17 +115,15 @@ fn obey(words: &[&str], group: &dyn Collective) -> String {
         },
         "reduce" => timed(group, || (0..number(1)).try_for_each(|_| reduce(group, 1024))),
         "deviate" => timed(group, || deviate(group)),
+        "absent" => timed(group, || absent(group)),
         "sleep" => {
             std::thread::sleep(Duration::from_millis(u64::from(number(1))));
             "@ slept".to_owned()
         }
-        "time" => {
-            let clock = SystemClock::shared();
-            match (0..number(1)).try_for_each(|_| reduce(group, i64::from(number(2)))) {
-                Ok(()) => format!("@ took {:.3}", clock.elapsed().as_secs_f64()),
-                Err(error) => format!("@ ended {error:?}"),
-            }
-        }
+        "time" | "plan" => match took(group, number(1), i64::from(number(2)), words[0] == "plan") {
+            Ok(seconds) => format!("@ took {seconds:.4}"),
+            Err(error) => format!("@ ended {error:?}"),
+        },
         _ => "@ bad command".to_owned(),
     }
 }
@@ -136,6 +141,18 @@ fn timed(group: &dyn Collective, body: impl FnOnce() -> Result<()>) -> String {
     }
 }
 
+/// The seconds that `calls` all-reduces take.
+fn took(group: &dyn Collective, calls: u32, elements: i64, planned: bool) -> Result<f64> {
+    let mut tensor = Tensor::zeros([elements], (Kind::Float, group.device()));
+    let call = Call::AllReduce(ReduceOp::Sum);
+    let clock = SystemClock::shared();
+    if planned {
+        group.verify_plan(&[Signature::of(call, &tensor)], calls as usize)?;
+    }
+    (0..calls).try_for_each(|_| group.all_reduce(&mut tensor, ReduceOp::Sum))?;
+    Ok(clock.elapsed().as_secs_f64())
+}
+
 fn reduce(group: &dyn Collective, elements: i64) -> Result<()> {
     group.all_reduce(&mut Tensor::ones([elements], (Kind::Float, group.device())), ReduceOp::Sum)
 }
@@ -145,4 +162,11 @@ fn deviate(group: &dyn Collective) -> Result<()> {
     group.verify_plan(&[planned], 2)?;
     reduce(group, 1024)?;
     reduce(group, if group.rank() == 0 { 512 } else { 1024 })
+}
+
+fn absent(group: &dyn Collective) -> Result<()> {
+    let last = group.world() - 1;
+    let mut tensor = Tensor::ones([1024], (Kind::Float, group.device()));
+    group.verify_plan(&[Signature::of(Call::Broadcast(last), &tensor)], 1)?;
+    if group.rank() == last { Ok(()) } else { group.broadcast(&mut tensor, last) }
 }

@@ -122,3 +122,31 @@ fn a_rank_that_leaves_the_plan_is_refused_and_the_others_do_not_wait() {
         assert_eq!(ended(&answer).0, "PL0504", "{answer}");
     }
 }
+
+#[test]
+fn a_rank_that_drops_its_group_is_noticed_even_if_its_abort_handle_lives_on() {
+    let mut gang = Gang::start(2);
+    gang.form(2, "fast", 20_000);
+    gang.ranks[1].tell("leave");
+    assert_eq!(gang.ranks[1].answer(), "left");
+    let (code, millis, lost) = ended(&gang.ask(1, "reduce 1")[0]);
+    assert_eq!((code.as_str(), lost.as_str()), ("PL0501", "1"));
+    assert!(millis < 1000, "took {millis} ms");
+}
+
+#[test]
+fn a_rank_that_waits_for_another_one_sees_that_a_third_has_left() {
+    let mut gang = Gang::start(3);
+    gang.form(3, "fast", 20_000);
+    for rank in &mut gang.ranks {
+        rank.tell("absent");
+    }
+    assert_eq!(gang.ranks[2].answer(), "done");
+    assert!(gang.ranks[1].is_silent_for(Duration::from_millis(300)), "ranks 0 and 1 wait for rank 2");
+    let aborted = now();
+    gang.ranks[0].tell("abort");
+    assert_eq!(ended(&gang.ranks[0].answer()).0, "PL0503");
+    let (code, _, lost) = ended(&gang.ranks[1].answer());
+    assert_eq!((code.as_str(), lost.as_str()), ("PL0501", "0"));
+    assert!(aborted.elapsed() < Duration::from_millis(1500), "took {:?}", aborted.elapsed());
+}

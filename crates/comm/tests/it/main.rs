@@ -1,5 +1,7 @@
 //! Collectives between real processes.
 
+#![allow(clippy::unwrap_used)]
+
 mod faults;
 mod ranks;
 mod setup;

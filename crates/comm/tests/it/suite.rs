@@ -32,3 +32,14 @@ fn gloo_conforms_alone() {
     gang.form(1, "checked", 5000);
     assert!(gang.ask(1, "checks")[0].starts_with("held"), "a group of one conforms");
 }
+
+/// Numbers for people: `cargo test -p pleach-comm --test it -- --ignored --nocapture timings`.
+#[test]
+#[ignore = "prints timings, asserts nothing"]
+fn timings() {
+    let mut gang = Gang::start(2);
+    gang.form(2, "fast", 20_000);
+    for command in ["time 5 1048576", "time 50 1048576", "plan 50 1048576", "time 1000 256", "plan 1000 256"] {
+        println!("{command}: {:?}", gang.ask(2, command));
+    }
+}
