@@ -1,1 +1,26 @@
-//! The method registries.
+//! The registries of methods: what each is ([`Card`]), its options, what it will build on a given model ([`Plan`]), and
+//! with the feature `torch` the thing itself ([`Adapter`]).
+//!
+//! A method is one file in the folder of its kind and one word in that folder's registry (docs/adding-a-method.md).
+//! Not here: backbones (crate `pleach-nn`), training (crate `pleach-train`), stores.
+
+pub mod adapter;
+mod card;
+mod explain;
+mod import;
+mod job;
+mod options;
+mod plan;
+mod registry;
+
+pub use adapter::{AdapterConfig, Export, Options};
+pub use card::{Card, Invalid, MethodKind, Status, Sync};
+pub use explain::{Field, explain, fields};
+pub use import::{Imported, import};
+pub use job::{JobPlan, SiteRow, TaskPlan, head_options, parse_adapter, plan_job, precision};
+pub use options::Later;
+pub use plan::{Plan, PlannedTensor};
+pub use registry::{Method, find, kinds, methods, schemas};
+
+#[cfg(feature = "torch")]
+pub use adapter::{Adapter, SiteMethod};

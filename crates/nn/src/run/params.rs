@@ -107,9 +107,9 @@ impl ParamTree {
     }
 
     /// Forgets all gradients.
-    pub fn zero_grads(&mut self) {
-        for leaf in self.leaves.values_mut() {
-            leaf.zero_grad();
+    pub fn zero_grads(&self) {
+        for leaf in self.leaves.values() {
+            leaf.shallow_clone().zero_grad();
         }
     }
 

@@ -1,0 +1,100 @@
+//! Adapter folders as PEFT writes them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use pleach_base::{Result, ResultExt, code, suggest};
+use pleach_nn::TensorFile;
+use serde_json::{Map, Value};
+
+use crate::adapter::AdapterConfig;
+use crate::plan::Plan;
+use crate::registry::methods;
+
+/// An adapter folder, opened.
+#[derive(Debug)]
+pub struct Imported {
+    /// The method and its options.
+    pub config: Arc<dyn AdapterConfig>,
+    /// `base_model_name_or_path`, when it says one.
+    pub base: Option<String>,
+    file: TensorFile,
+}
+
+/// Opens an adapter folder: `adapter_config.json` and `adapter_model.safetensors`.
+///
+/// # Errors
+/// `ADAPTER_FORMAT` naming the file or field, also for a `peft_type` that this build does not have; `SAFETENSORS` for a
+/// damaged file; `UNKNOWN_KEY` or `METHOD_CONFIG` for options that the method refuses.
+pub fn import(dir: &Path) -> Result<Imported> {
+    let path = dir.join("adapter_config.json");
+    let text = std::fs::read_to_string(&path)
+        .or_code(code::ADAPTER_FORMAT, || format!("{}: cannot be read", path.display()))?;
+    let map: Map<String, Value> = serde_json::from_str(&text)
+        .or_code(code::ADAPTER_FORMAT, || format!("{}: not a JSON object", path.display()))?;
+    let base = map.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned);
+    let config = configure(&map).map_err(|error| error.at(dir.display()))?;
+    let weights = dir.join("adapter_model.safetensors");
+    if !weights.is_file() {
+        return Err(code::ADAPTER_FORMAT.error(format!("{}: no such file", weights.display())));
+    }
+    Ok(Imported { config: config.into(), base, file: TensorFile::open(&weights)? })
+}
+
+fn configure(map: &Map<String, Value>) -> Result<Box<dyn AdapterConfig>> {
+    let missing = || code::ADAPTER_FORMAT.error("adapter_config.json: peft_type is missing");
+    let name = map.get("peft_type").and_then(Value::as_str).ok_or_else(missing)?;
+    let known = || methods().filter_map(|method| method.card().peft_type);
+    let method = methods().find(|method| method.card().peft_type == Some(name)).ok_or_else(|| {
+        code::ADAPTER_FORMAT
+            .error(format!("adapter_config.json: peft_type `{name}` is not one that this build reads"))
+            .hint(suggest::did_you_mean(name, known().collect::<Vec<_>>()))
+    })?;
+    method.import(map)
+}
+
+impl Imported {
+    /// Compares the tensors of the file with a plan, by name and shape.
+    ///
+    /// # Errors
+    /// `ADAPTER_FORMAT` naming the tensor.
+    pub fn check(&self, plan: &Plan) -> Result<()> {
+        let entries = self.file.names().filter_map(|name| self.file.get(name));
+        check(plan, entries.map(|entry| (entry.name, entry.shape.to_vec())))
+            .map_err(|error| error.at(self.file.path().display()))
+    }
+
+    /// The tensors of the file, by name, on the CPU.
+    ///
+    /// # Errors
+    /// `SAFETENSORS` for elements of a kind that is not read.
+    #[cfg(feature = "torch")]
+    pub fn values(&self) -> Result<BTreeMap<String, tch::Tensor>> {
+        let entries = self.file.names().filter_map(|name| self.file.get(name));
+        entries.map(|entry| Ok((entry.name.to_owned(), pleach_nn::tensor_from_entry(&entry)?))).collect()
+    }
+}
+
+/// Compares names and shapes with a plan.
+pub(crate) fn check<'n>(plan: &Plan, found: impl Iterator<Item = (&'n str, Vec<usize>)>) -> Result<()> {
+    let mut found: BTreeMap<_, _> = found.collect();
+    for tensor in &plan.tensors {
+        let (name, wanted) = (&tensor.name, &tensor.shape);
+        match found.remove(name.as_str()) {
+            None => return Err(code::ADAPTER_FORMAT.error(format!("tensor `{name}`: missing"))),
+            Some(shape) if shape != *wanted => {
+                return Err(
+                    code::ADAPTER_FORMAT.error(format!("tensor `{name}`: expected {wanted:?}, found {shape:?}"))
+                );
+            }
+            Some(_) => {}
+        }
+    }
+    match found.keys().next() {
+        Some(name) => Err(code::ADAPTER_FORMAT
+            .error(format!("tensor `{name}`: not one of this adapter on this model"))
+            .hint("the options in adapter_config.json do not lead to such a tensor; is it for another base model?")),
+        None => Ok(()),
+    }
+}

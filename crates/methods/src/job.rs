@@ -1,0 +1,202 @@
+//! What a job will build: the same code for `pleach plan`, the coordinator and the trainer.
+
+use std::sync::Arc;
+
+use pleach_base::{Result, code, human};
+use pleach_nn::{BackboneConfig, HeadKind, HeadOptions, Pooling, Precision, SiteId, Sites};
+use pleach_spec::job::{self, DataTask, Job, Section, TaskSpec};
+use serde::Serialize;
+
+use crate::adapter::AdapterConfig;
+use crate::card::MethodKind;
+use crate::options::under;
+use crate::plan::Plan;
+use crate::registry::find;
+
+/// The head that a job needs: what its data is for, and what `spec.backbone` says of classes and pooling.
+///
+/// # Errors
+/// `BAD_VALUE` when tasks of one job need different heads, or there is no data at all.
+pub fn head_options(job: &Job) -> Result<HeadOptions> {
+    let mut kind = None;
+    for (index, task) in job.spec.tasks.iter().enumerate() {
+        let Some(data) = task.data.as_ref().or(job.spec.data.as_ref()) else {
+            return Err(
+                code::BAD_VALUE.error(format!("spec.tasks[{index}].data: neither the task nor spec.data names any"))
+            );
+        };
+        let wanted = head_of(data.task);
+        if kind.is_some_and(|kind| kind != wanted) {
+            return Err(code::BAD_VALUE
+                .error(format!("spec.tasks[{index}].data.task: needs another head than the task before"))
+                .hint("put tasks with different heads into different jobs"));
+        }
+        kind = Some(wanted);
+    }
+    let backbone = &job.spec.backbone;
+    let pooling = backbone.pooling.map(|pooling| match pooling {
+        job::Pooling::Mean => Pooling::Mean,
+        job::Pooling::Cls => Pooling::Cls,
+        job::Pooling::Last => Pooling::Last,
+    });
+    Ok(HeadOptions { kind, num_labels: backbone.num_labels.map(|n| n as usize), pooling, normalize: None })
+}
+
+fn head_of(task: DataTask) -> HeadKind {
+    match task {
+        DataTask::CausalLm => HeadKind::CausalLm,
+        DataTask::SequenceClassification => HeadKind::SequenceClassification,
+        DataTask::Retrieval => HeadKind::Embedding,
+    }
+}
+
+/// The precision of a job's frozen weights.
+#[must_use]
+pub fn precision(job: &Job) -> Precision {
+    match job.spec.backbone.dtype {
+        job::Dtype::Fp32 => Precision::Fp32,
+        job::Dtype::Bf16 => Precision::Bf16,
+    }
+}
+
+/// Types the `adapter` section of the task with this number.
+///
+/// # Errors
+/// `METHOD_UNKNOWN`, `UNKNOWN_KEY` or `METHOD_CONFIG`, with the place in the job file.
+pub fn parse_adapter(index: usize, task: &TaskSpec) -> Result<Box<dyn AdapterConfig>> {
+    let at = section(index);
+    let method = find(MethodKind::Adapter, &task.adapter.method).map_err(|error| error.at(format!("{at}.method")))?;
+    method.parse(&task.adapter.options, &at)
+}
+
+fn section(index: usize) -> String {
+    format!("spec.tasks[{index}].adapter")
+}
+
+/// What a task will train at one site.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SiteRow {
+    /// Module path.
+    pub path: String,
+    /// Kind of the site.
+    pub role: String,
+    /// Width of the input.
+    pub input: usize,
+    /// Width of the output.
+    pub output: usize,
+    /// Parts and shapes, such as `lora_A [8, 384]`.
+    pub tensors: Vec<String>,
+    /// Trainable parameters.
+    pub params: u64,
+}
+
+/// What a task will train.
+#[derive(Clone, Debug, Serialize)]
+pub struct TaskPlan {
+    /// Name of the task.
+    pub task: String,
+    /// Name of the method.
+    pub method: &'static str,
+    /// Sites in the model's order.
+    pub sites: Vec<SiteRow>,
+    /// Trainable parameters.
+    pub trainable: u64,
+    /// Those and the frozen ones.
+    pub all: u64,
+    /// What a reader should know.
+    pub notes: Vec<String>,
+    /// The typed options.
+    #[serde(skip)]
+    pub config: Arc<dyn AdapterConfig>,
+    /// The plan itself.
+    #[serde(skip)]
+    pub plan: Arc<Plan>,
+}
+
+impl TaskPlan {
+    /// PEFT's line about parameters.
+    #[must_use]
+    pub fn trainable_line(&self) -> String {
+        let share = 100.0 * self.trainable as f64 / self.all.max(1) as f64;
+        let (trainable, all) = (human::count(self.trainable), human::count(self.all));
+        format!("trainable params: {trainable} || all params: {all} || trainable%: {share:.4}")
+    }
+}
+
+/// What a job will build.
+#[derive(Clone, Debug, Serialize)]
+pub struct JobPlan {
+    /// Class of the backbone, such as `LlamaForCausalLM`.
+    pub class: String,
+    /// Parameters of the frozen model.
+    pub frozen: u64,
+    /// Bytes of the frozen weights in memory.
+    pub frozen_bytes: u64,
+    /// One entry a task, in the job's order.
+    pub tasks: Vec<TaskPlan>,
+}
+
+/// Plans every task of a job on a model.
+///
+/// # Errors
+/// Those of [`parse_adapter`] and of the method's plan, with the task's place in the job file; `METHOD_UNKNOWN` for
+/// sections of kinds that have no methods yet.
+pub fn plan_job(job: &Job, model: &dyn BackboneConfig) -> Result<JobPlan> {
+    let spec = &job.spec;
+    let sections: [(MethodKind, Option<&Section>); 4] = [
+        (MethodKind::Router, spec.router.as_ref()),
+        (MethodKind::Strategy, spec.strategy.as_ref()),
+        (MethodKind::Attention, spec.attention.as_ref()),
+        (MethodKind::Compress, spec.compress.as_ref()),
+    ];
+    for (kind, section) in sections {
+        if let Some(section) = section {
+            find(kind, &section.method).map_err(|error| error.at(format!("spec.{kind}.method")))?;
+        }
+    }
+    let tasks =
+        spec.tasks.iter().enumerate().map(|(index, task)| plan_task(index, task, model)).collect::<Result<_>>()?;
+    let frozen = model.num_params();
+    let width = match precision(job) {
+        Precision::Fp32 => 4,
+        Precision::Bf16 => 2,
+    };
+    Ok(JobPlan { class: model.info().class.clone(), frozen, frozen_bytes: frozen * width, tasks })
+}
+
+fn plan_task(index: usize, task: &TaskSpec, model: &dyn BackboneConfig) -> Result<TaskPlan> {
+    let config = parse_adapter(index, task)?;
+    let plan = config.plan(model).map_err(|error| under(&error, &section(index)))?;
+    let trainable = plan.params();
+    Ok(TaskPlan {
+        task: task.name.clone(),
+        method: config.card().name,
+        sites: rows(&plan, model.sites()),
+        trainable,
+        all: model.num_params() + trainable,
+        notes: plan.notes.clone(),
+        config: config.into(),
+        plan: Arc::new(plan),
+    })
+}
+
+fn rows(plan: &Plan, sites: &Sites) -> Vec<SiteRow> {
+    let mut ids: Vec<SiteId> = plan.sites.iter().chain(&plan.saved).copied().collect();
+    ids.sort_unstable();
+    let row = |id: SiteId| {
+        let site = &sites[id];
+        let own = || plan.tensors.iter().filter(move |tensor| tensor.site == id);
+        SiteRow {
+            path: site.path.clone(),
+            role: site.role.to_string(),
+            input: site.dims.input,
+            output: site.dims.output,
+            tensors: own().map(|tensor| format!("{} {:?}", tensor.part, tensor.shape)).collect(),
+            params: own().map(crate::plan::PlannedTensor::numel).sum(),
+        }
+    };
+    ids.into_iter().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests;
