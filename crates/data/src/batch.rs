@@ -1,0 +1,312 @@
+//! Examples side by side, as plain numbers with shapes. The trainer makes tensors of them.
+//!
+//! A batch keeps its sequences ragged; the padded and the packed form are two views of the same tokens.
+
+use std::ops::Range;
+
+use pleach_base::{Result, code};
+use pleach_spec::job::DataTask;
+use sha2::{Digest, Sha256};
+
+use crate::example::{Content, Encoded, Example};
+
+/// Label of a position that has none.
+pub const IGNORE: i64 = -100;
+
+/// Sequences of different lengths, one after the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ragged {
+    ids: Vec<i64>,
+    type_ids: Vec<i64>,
+    /// Cumulative lengths: `rows + 1` numbers from 0.
+    bounds: Vec<i64>,
+}
+
+/// Sequences in a rectangle, padded on the right. All matrices are row-major `[rows, width]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Padded {
+    /// Sequences.
+    pub rows: usize,
+    /// Columns.
+    pub width: usize,
+    /// Token ids; the padding id where there is no token.
+    pub input_ids: Vec<i64>,
+    /// Segment of each token; 0 on padding.
+    pub type_ids: Vec<i64>,
+    /// 1 on tokens, 0 on padding.
+    pub attention_mask: Vec<i64>,
+    /// Position within the sequence; 0 on padding.
+    pub positions: Vec<i64>,
+    /// Tokens of each sequence, `[rows]`.
+    pub lengths: Vec<i64>,
+}
+
+/// Sequences end to end, without padding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packed {
+    /// Token ids, `[tokens]`.
+    pub input_ids: Vec<i64>,
+    /// Segment of each token, `[tokens]`.
+    pub type_ids: Vec<i64>,
+    /// Position within the sequence, `[tokens]`.
+    pub positions: Vec<i64>,
+    /// Where sequences start and end: `[rows + 1]`, from 0 to `tokens`.
+    pub cu_seqlens: Vec<i64>,
+    /// The longest sequence.
+    pub max_length: i64,
+}
+
+/// What a batch holds, known before any forward pass: the denominators of losses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Rows of the dataset.
+    pub samples: u64,
+    /// Real tokens, queries and passages together.
+    pub tokens: u64,
+    /// Terms of the loss: predicted tokens (a sequence of n gives n - 1), classes, or queries.
+    pub labels: u64,
+}
+
+/// The examples of one lane, or a part of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// What is learnt.
+    pub task: DataTask,
+    /// Dataset row of each example, `[rows]`.
+    pub sample_ids: Vec<u64>,
+    /// The texts; for retrieval the queries, empty for rows that are candidates only.
+    pub inputs: Ragged,
+    /// For retrieval the passages, as many as examples.
+    pub passages: Option<Ragged>,
+    /// For classification the classes, `[rows]`.
+    pub classes: Option<Vec<i64>>,
+}
+
+impl Ragged {
+    /// The sequences in order.
+    pub fn of<'a>(sequences: impl IntoIterator<Item = &'a Encoded>) -> Self {
+        let mut ragged = Self { bounds: vec![0], ..Self::default() };
+        for sequence in sequences {
+            ragged.ids.extend(sequence.ids.iter().map(|id| i64::from(*id)));
+            ragged.type_ids.extend(sequence.type_ids.iter().map(|kind| i64::from(*kind)));
+            ragged.bounds.push(ragged.ids.len() as i64);
+        }
+        ragged
+    }
+
+    /// Sequences.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.bounds.len().saturating_sub(1)
+    }
+
+    /// Tokens of all sequences.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Tokens of each sequence.
+    pub fn lengths(&self) -> impl ExactSizeIterator<Item = i64> {
+        self.bounds.windows(2).map(|pair| pair[1] - pair[0])
+    }
+
+    /// The token ids of a sequence; none outside.
+    #[must_use]
+    pub fn row(&self, row: usize) -> &[i64] {
+        let span = self.bounds.get(row).zip(self.bounds.get(row + 1));
+        span.and_then(|(from, to)| self.ids.get(*from as usize..*to as usize)).unwrap_or_default()
+    }
+
+    /// Some of the sequences.
+    ///
+    /// # Panics
+    /// When `rows` is not within the sequences.
+    #[must_use]
+    pub fn slice(&self, rows: Range<usize>) -> Self {
+        let bounds = &self.bounds[rows.start..=rows.end];
+        let (from, to) = (bounds[0], bounds[bounds.len() - 1]);
+        Self {
+            ids: self.ids[from as usize..to as usize].to_vec(),
+            type_ids: self.type_ids[from as usize..to as usize].to_vec(),
+            bounds: bounds.iter().map(|bound| bound - from).collect(),
+        }
+    }
+
+    fn append(&mut self, other: &Self) {
+        let from = self.ids.len() as i64;
+        self.ids.extend(&other.ids);
+        self.type_ids.extend(&other.type_ids);
+        self.bounds.extend(other.bounds.iter().skip(1).map(|bound| bound + from));
+    }
+
+    /// The rectangle as wide as the longest sequence, rounded up to a multiple of `multiple_of`.
+    #[must_use]
+    pub fn padded(&self, pad_id: u32, multiple_of: usize) -> Padded {
+        let longest = self.lengths().max().unwrap_or(0) as usize;
+        let (rows, width) = (self.rows(), longest.next_multiple_of(multiple_of.max(1)));
+        let mut padded = Padded {
+            rows,
+            width,
+            input_ids: vec![i64::from(pad_id); rows * width],
+            type_ids: vec![0; rows * width],
+            attention_mask: vec![0; rows * width],
+            positions: vec![0; rows * width],
+            lengths: self.lengths().collect(),
+        };
+        for (row, pair) in self.bounds.windows(2).enumerate() {
+            let (from, to) = (pair[0] as usize, pair[1] as usize);
+            let cells = row * width..row * width + (to - from);
+            padded.input_ids[cells.clone()].copy_from_slice(&self.ids[from..to]);
+            padded.type_ids[cells.clone()].copy_from_slice(&self.type_ids[from..to]);
+            padded.attention_mask[cells.clone()].fill(1);
+            for (position, cell) in cells.enumerate() {
+                padded.positions[cell] = position as i64;
+            }
+        }
+        padded
+    }
+
+    /// The sequences end to end.
+    #[must_use]
+    pub fn packed(&self) -> Packed {
+        Packed {
+            input_ids: self.ids.clone(),
+            type_ids: self.type_ids.clone(),
+            positions: self.lengths().flat_map(|length| 0..length).collect(),
+            cu_seqlens: self.bounds.clone(),
+            max_length: self.lengths().max().unwrap_or(0),
+        }
+    }
+}
+
+impl Padded {
+    /// Labels of language modelling, `[rows, width]`: the token itself, [`IGNORE`] on padding. Not shifted: the loss
+    /// compares the prediction at position t with the label at t + 1.
+    #[must_use]
+    pub fn lm_labels(&self) -> Vec<i64> {
+        let masked = self.input_ids.iter().zip(&self.attention_mask);
+        masked.map(|(id, mask)| if *mask == 1 { *id } else { IGNORE }).collect()
+    }
+}
+
+impl Packed {
+    /// Labels of language modelling, `[tokens]`: the token itself, [`IGNORE`] on the first of each sequence. After the
+    /// shift by one no sequence then predicts the start of the next.
+    #[must_use]
+    pub fn lm_labels(&self) -> Vec<i64> {
+        let tokens = self.input_ids.iter().zip(&self.positions);
+        tokens.map(|(id, position)| if *position == 0 { IGNORE } else { *id }).collect()
+    }
+}
+
+impl Batch {
+    /// Puts examples of one task side by side, in order.
+    ///
+    /// # Errors
+    /// `INTERNAL` for examples of different tasks.
+    pub fn collate(task: DataTask, examples: &[Example]) -> Result<Self> {
+        let sample_ids = examples.iter().map(|example| example.sample_id).collect();
+        let (mut inputs, mut passages, mut classes) = (Vec::new(), Vec::new(), Vec::new());
+        for example in examples {
+            match (task, &example.content) {
+                (DataTask::CausalLm, Content::Lm(text)) => inputs.push(text),
+                (DataTask::SequenceClassification, Content::Classification { input, label }) => {
+                    inputs.push(input);
+                    classes.push(i64::from(*label));
+                }
+                (DataTask::Retrieval, Content::Pair { query, passage }) => {
+                    inputs.extend(query);
+                    passages.push(passage);
+                }
+                _ => {
+                    return Err(
+                        code::INTERNAL.error(format!("sample {}: not an example of {task:?}", example.sample_id))
+                    );
+                }
+            }
+        }
+        Ok(Self {
+            task,
+            sample_ids,
+            inputs: Ragged::of(inputs),
+            passages: (task == DataTask::Retrieval).then(|| Ragged::of(passages)),
+            classes: (task == DataTask::SequenceClassification).then_some(classes),
+        })
+    }
+
+    /// Examples.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.sample_ids.len()
+    }
+
+    /// No example: the lane has no row in a short step.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.sample_ids.is_empty()
+    }
+
+    /// The denominators.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let labels = match self.task {
+            DataTask::CausalLm => self.inputs.lengths().map(|length| (length - 1).max(0) as u64).sum(),
+            DataTask::SequenceClassification | DataTask::Retrieval => self.inputs.rows() as u64,
+        };
+        let tokens = self.inputs.tokens() + self.passages.as_ref().map_or(0, Ragged::tokens);
+        Counts { samples: self.len() as u64, tokens: tokens as u64, labels }
+    }
+
+    /// Some of the examples: a micro-batch.
+    ///
+    /// # Panics
+    /// When `rows` is not within the batch, or for candidates without queries.
+    #[must_use]
+    pub fn slice(&self, rows: Range<usize>) -> Self {
+        Self {
+            task: self.task,
+            sample_ids: self.sample_ids[rows.clone()].to_vec(),
+            inputs: self.inputs.slice(rows.clone()),
+            passages: self.passages.as_ref().map(|passages| passages.slice(rows.clone())),
+            classes: self.classes.as_ref().map(|classes| classes[rows].to_vec()),
+        }
+    }
+
+    /// Several batches of one task as one, in order: the lanes of a rank. `None` without any.
+    pub fn concat(batches: impl IntoIterator<Item = Self>) -> Option<Self> {
+        batches.into_iter().reduce(|mut all, next| {
+            all.sample_ids.extend(next.sample_ids);
+            all.inputs.append(&next.inputs);
+            if let (Some(passages), Some(more)) = (&mut all.passages, &next.passages) {
+                passages.append(more);
+            }
+            if let (Some(classes), Some(more)) = (&mut all.classes, next.classes) {
+                classes.extend(more);
+            }
+            all
+        })
+    }
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.samples += other.samples;
+        self.tokens += other.tokens;
+        self.labels += other.labels;
+    }
+}
+
+/// SHA-256, in hex, of the samples that were fed: the epoch and each id, in order, as little-endian 64-bit numbers.
+#[must_use]
+pub fn sample_digest(epoch: u64, ids: &[u64]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(epoch.to_le_bytes());
+    for id in ids {
+        hash.update(id.to_le_bytes());
+    }
+    hex::encode(hash.finalize())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! From rows to examples: templates, tokenizer, limits of the model.
+
+use std::path::Path;
+
+use pleach_base::{Result, code};
+use pleach_spec::job::{DataSpec, DataTask};
+use serde_json::{Map, Value};
+
+use crate::example::{Content, Encoded, Example};
+use crate::fields::{Checked, Fields, Piece, Side};
+use crate::row::{Fault, Row};
+use crate::tokenizer::Tokenizer;
+
+/// What the model can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Rows of the token embedding.
+    pub vocab_size: u32,
+    /// Classes of the classification head, if there is one.
+    pub num_labels: Option<u32>,
+    /// Longest sequence that has positions, if there is such a limit.
+    pub max_positions: Option<u32>,
+}
+
+/// Turns rows into examples; shared by all readers of a task's data.
+#[derive(Debug)]
+pub struct Encoder {
+    fields: Fields,
+    tokenizer: Option<Tokenizer>,
+    max_length: usize,
+    limits: Limits,
+}
+
+impl Encoder {
+    /// The encoder of `spec`: with the tokenizer it names, or else `tokenizer.json` in the model folder, or else none,
+    /// which suffices for rows with ready `input_ids`.
+    ///
+    /// # Errors
+    /// `TOKENIZER`, or see [`Encoder::new`].
+    pub fn open(spec: &DataSpec, model: &Path, side: Side, limits: Limits) -> Result<Self> {
+        let tokenizer = match &spec.tokenizer {
+            Some(path) => Some(Tokenizer::open(Path::new(path))?),
+            None => {
+                let path = model.join("tokenizer.json");
+                if path.exists() { Some(Tokenizer::open(&path)?) } else { None }
+            }
+        };
+        Self::new(spec, tokenizer, side, limits)
+    }
+
+    /// The encoder of `spec` with this tokenizer. Sequences are cut at `spec.max_length`, or at the model's positions
+    /// if it has fewer.
+    ///
+    /// # Errors
+    /// `BAD_VALUE`: a template that does not compile, or a `max_length` without room for one token beside the special
+    /// ones. `TOKENIZER`: the job has text templates and there is no tokenizer.
+    pub fn new(spec: &DataSpec, tokenizer: Option<Tokenizer>, side: Side, limits: Limits) -> Result<Self> {
+        let fields = Fields::of(spec, side, limits.vocab_size, limits.num_labels)?;
+        if tokenizer.is_none() && (spec.text.is_some() || spec.text_pair.is_some()) {
+            return Err(no_tokenizer());
+        }
+        let max_length = spec.max_length.min(limits.max_positions.unwrap_or(u32::MAX));
+        if max_length < spec.max_length {
+            tracing::info!(max_length, asked = spec.max_length, "sequences are cut at the model's last position");
+        }
+        let pair = spec.task == DataTask::SequenceClassification && spec.text_pair.is_some();
+        let special = tokenizer.as_ref().map_or(0, |tokenizer| tokenizer.special_tokens(pair));
+        let least = special + 1 + usize::from(pair);
+        if (max_length as usize) < least {
+            return Err(code::BAD_VALUE
+                .error(format!("spec.data.max_length: {max_length} has no room for a token"))
+                .hint(format!("the tokenizer adds {special} special tokens: use at least {least}")));
+        }
+        Ok(Self { fields, tokenizer, max_length: max_length as usize, limits })
+    }
+
+    /// What a row must hold.
+    #[must_use]
+    pub fn fields(&self) -> &Fields {
+        &self.fields
+    }
+
+    /// What is learnt from a row.
+    #[must_use]
+    pub fn task(&self) -> DataTask {
+        self.fields.task()
+    }
+
+    /// Longest sequence in tokens, special tokens included.
+    #[must_use]
+    pub fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    /// The id to pad with: the tokenizer's when the model has it, else 0.
+    #[must_use]
+    pub fn pad_id(&self) -> u32 {
+        let pad_id = self.tokenizer.as_ref().map_or(0, Tokenizer::pad_id);
+        if pad_id < self.limits.vocab_size { pad_id } else { 0 }
+    }
+
+    /// The example of a row.
+    ///
+    /// # Errors
+    /// `DATA_ROW` or `TOKEN_RANGE` with file and line, for a row that was not validated or changed since.
+    pub fn encode(&self, row: &Row) -> Result<Example> {
+        let checked = self.fields.check(&row.fields).map_err(|fault| fault.late(&row.place))?;
+        let content = self.content(checked).map_err(|fault| fault.late(&row.place))?;
+        Ok(Example { sample_id: row.id, content })
+    }
+
+    /// Whether a row is usable. Tokenises it only where the tokenizer could refuse a text or give an id that the model
+    /// lacks.
+    pub(crate) fn validate(&self, row: &Map<String, Value>) -> Result<(), Fault> {
+        let checked = self.fields.check(row)?;
+        let safe =
+            self.tokenizer.as_ref().is_some_and(|text| text.is_total() && text.max_id() < self.limits.vocab_size);
+        if safe { Ok(()) } else { self.content(checked).map(|_| ()) }
+    }
+
+    fn content(&self, checked: Checked) -> Result<Content, Fault> {
+        match (self.task(), checked) {
+            (DataTask::CausalLm, Checked { first: Some(text), .. }) => Ok(Content::Lm(self.tokens(text, None)?)),
+            (DataTask::SequenceClassification, Checked { first: Some(text), second, label: Some(label) }) => {
+                Ok(Content::Classification { input: self.tokens(text, second)?, label })
+            }
+            (DataTask::Retrieval, Checked { first, second: Some(passage), .. }) => {
+                let query = first.map(|text| self.tokens(text, None)).transpose()?;
+                Ok(Content::Pair { query, passage: self.tokens(passage, None)? })
+            }
+            (task, _) => Err(Fault::row(format!("the row lacks a part that {task:?} needs"))),
+        }
+    }
+
+    fn tokens(&self, piece: Piece, pair: Option<Piece>) -> Result<Encoded, Fault> {
+        let encoded = match (piece, pair) {
+            (Piece::Ids { mut ids, mut type_ids }, None) => {
+                ids.truncate(self.max_length);
+                type_ids.truncate(self.max_length);
+                return Ok(Encoded { ids, type_ids });
+            }
+            (Piece::Text(text), None) => self.text(&text, None)?,
+            (Piece::Text(text), Some(Piece::Text(pair))) => self.text(&text, Some(&pair))?,
+            _ => return Err(Fault::row("a pair needs two texts, not ready ids")),
+        };
+        if encoded.is_empty() {
+            return Err(Fault::row("the text gives no token"));
+        }
+        match encoded.ids.iter().find(|id| **id >= self.limits.vocab_size) {
+            Some(id) => Err(Fault::token_range(u64::from(*id), self.limits.vocab_size)),
+            None => Ok(encoded),
+        }
+    }
+
+    fn text(&self, text: &str, pair: Option<&str>) -> Result<Encoded, Fault> {
+        let Some(tokenizer) = &self.tokenizer else {
+            return Err(Fault::row(
+                "the row is text and there is no tokenizer: give it `input_ids`, or the job a tokenizer.json",
+            ));
+        };
+        tokenizer.encode(text, pair, self.max_length).map_err(Fault::row)
+    }
+}
+
+fn no_tokenizer() -> pleach_base::Error {
+    code::TOKENIZER
+        .error("spec.data: the rows are text and the model folder has no tokenizer.json")
+        .hint("put the model's tokenizer.json beside its weights, set spec.data.tokenizer, or give rows with ready `input_ids`")
+}

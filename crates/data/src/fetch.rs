@@ -1,0 +1,32 @@
+//! Remote sources, by a client that somebody lends.
+
+use std::fmt::Debug;
+use std::path::Path;
+
+use pleach_base::Result;
+
+/// One object of a remote source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteFile {
+    /// Full URL, `s3://bucket/key`.
+    pub url: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// What changes when the content does: an ETag, a version.
+    pub version: String,
+}
+
+/// Lists and downloads remote files. The worker lends one over its object store client; both calls may block.
+pub trait Fetch: Debug + Send + Sync {
+    /// Every object whose URL starts with `prefix`.
+    ///
+    /// # Errors
+    /// When the remote end cannot be reached or refuses.
+    fn list(&self, prefix: &str) -> Result<Vec<RemoteFile>>;
+
+    /// Writes the object to `to`, a new file in an existing folder.
+    ///
+    /// # Errors
+    /// When the remote end cannot be reached, refuses, or the disk does.
+    fn fetch(&self, file: &RemoteFile, to: &Path) -> Result<()>;
+}

@@ -1,0 +1,194 @@
+//! Which positions, and so which rows, a step and each of its lanes are made of. Pure arithmetic: any step can be asked
+//! for at any time, whatever was trained before and by whom.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use pleach_base::rng::Key;
+use pleach_base::{Result, TaskName, code};
+use pleach_spec::job::{DataSpec, TrainSpec};
+use serde::{Deserialize, Serialize};
+
+use crate::dataset::SHARD_ROWS;
+use crate::permutation::Permutation;
+
+/// How epochs are cut into steps and steps into lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    rows: u64,
+    global_batch: u32,
+    lanes: u32,
+    total_steps: u64,
+}
+
+/// What one lane contributes to one step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneStep {
+    /// The step, from 0.
+    pub step: u64,
+    /// The epoch, from 0.
+    pub epoch: u64,
+    /// The lane.
+    pub lane: u32,
+    /// Positions in the epoch's order; empty when a short step has fewer rows than lanes.
+    pub positions: Range<u64>,
+}
+
+/// A [`LaneStep`] with the rows that the epoch's order puts at its positions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneRows {
+    /// Step, epoch, lane, positions.
+    pub at: LaneStep,
+    /// Sample ids, in order of position.
+    pub rows: Vec<u64>,
+}
+
+/// All that is needed to go on: the number of steps done. Everything else follows from it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Steps done; also the number, from 0, of the next.
+    pub step: u64,
+}
+
+impl Plan {
+    /// Cuts `epochs` passes over `rows` rows into steps of `global_batch`, or makes exactly `max_steps` steps; the
+    /// smaller of the two when both are given. Without either nothing is trained.
+    ///
+    /// # Errors
+    /// `DATA_EMPTY` without rows, `DATA_TOO_SMALL` for a batch larger than the rows, `BAD_VALUE` for a batch or lanes
+    /// of 0 or more lanes than the batch.
+    pub fn new(rows: u64, global_batch: u32, lanes: u32, epochs: Option<u32>, max_steps: Option<u64>) -> Result<Self> {
+        if rows == 0 {
+            return Err(code::DATA_EMPTY.error("the source has no usable row"));
+        }
+        if global_batch == 0 || lanes == 0 || lanes > global_batch {
+            return Err(code::BAD_VALUE
+                .error(format!("spec.train: {lanes} lanes of a global_batch of {global_batch}"))
+                .hint("use at least one lane and at most one a row"));
+        }
+        if u64::from(global_batch) > rows {
+            return Err(code::DATA_TOO_SMALL
+                .error(format!("spec.train.global_batch: {global_batch} is larger than the {rows} usable rows"))
+                .hint(format!("use a global_batch of {rows} or less, or add rows")));
+        }
+        let per_epoch = rows.div_ceil(u64::from(global_batch));
+        let by_epochs = epochs.map(|epochs| u64::from(epochs).saturating_mul(per_epoch));
+        let total_steps = by_epochs.into_iter().chain(max_steps).min().unwrap_or(0);
+        Ok(Self { rows, global_batch, lanes, total_steps })
+    }
+
+    /// The plan of a job's training section over `rows` usable rows, with `lanes` as resolved at submit.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn of(train: &TrainSpec, rows: u64, lanes: u32) -> Result<Self> {
+        Self::new(rows, train.global_batch, lanes, train.epochs, train.max_steps)
+    }
+
+    /// Usable rows of an epoch.
+    #[must_use]
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Lanes of a step.
+    #[must_use]
+    pub fn lanes(&self) -> u32 {
+        self.lanes
+    }
+
+    /// Steps of an epoch; the last one is short when `global_batch` does not divide the rows.
+    #[must_use]
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.rows.div_ceil(u64::from(self.global_batch))
+    }
+
+    /// Steps of the whole training.
+    #[must_use]
+    pub fn total_steps(&self) -> u64 {
+        self.total_steps
+    }
+
+    /// Epoch and positions of a step (from 0): all lanes together.
+    #[must_use]
+    pub fn step(&self, step: u64) -> (u64, Range<u64>) {
+        let (epoch, within) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
+        let start = within * u64::from(self.global_batch);
+        (epoch, start..(start + u64::from(self.global_batch)).min(self.rows))
+    }
+
+    /// The lane's slice of a step: slices are contiguous, in lane order, and the first ones hold one row more when the
+    /// step's rows do not divide evenly.
+    #[must_use]
+    pub fn lane(&self, step: u64, lane: u32) -> LaneStep {
+        let (epoch, all) = self.step(step);
+        let (count, lanes) = (all.end - all.start, u64::from(self.lanes));
+        let (share, more) = (count / lanes, count % lanes);
+        let cut = |lane: u64| all.start + (lane * share + lane.min(more)).min(count);
+        LaneStep { step, epoch, lane, positions: cut(u64::from(lane))..cut(u64::from(lane) + 1) }
+    }
+}
+
+/// A [`Plan`] with the seeded order of every epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Order {
+    plan: Plan,
+    key: Key,
+    shuffle: bool,
+}
+
+impl Order {
+    /// The order of a task: each epoch has its own permutation, keyed by (`seed`, `task`, epoch); file order in every
+    /// epoch when the data is not shuffled.
+    #[must_use]
+    pub fn new(plan: Plan, seed: u64, task: &TaskName, data: &DataSpec) -> Self {
+        Self { plan, key: Key::seed(seed).named(task.as_str()).named("order"), shuffle: data.shuffle }
+    }
+
+    /// The plan.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Position to row in an epoch.
+    #[must_use]
+    pub fn epoch(&self, epoch: u64) -> Permutation {
+        if self.shuffle {
+            Permutation::new(self.plan.rows, self.key.with(epoch))
+        } else {
+            Permutation::identity(self.plan.rows)
+        }
+    }
+
+    /// The rows of a lane in a step (from 0).
+    #[must_use]
+    pub fn lane_rows(&self, step: u64, lane: u32) -> LaneRows {
+        let at = self.plan.lane(step, lane);
+        let order = self.epoch(at.epoch);
+        LaneRows { rows: at.positions.clone().map(|position| order.row(position)).collect(), at }
+    }
+
+    /// The shards ([`SHARD_ROWS`] rows of the dataset each) that a lane reads in a range of steps.
+    #[must_use]
+    pub fn shards(&self, lane: u32, steps: Range<u64>) -> BTreeSet<u64> {
+        steps.flat_map(|step| self.lane_rows(step, lane).rows).map(|row| row / SHARD_ROWS).collect()
+    }
+}
+
+impl Cursor {
+    /// The work of `lanes` from this cursor to the end of the plan: steps in order, lanes in order within a step.
+    pub fn work(self, order: Order, lanes: Range<u32>) -> impl Iterator<Item = LaneRows> + Send + 'static {
+        (self.step..order.plan.total_steps)
+            .flat_map(move |step| lanes.clone().map(move |lane| order.lane_rows(step, lane)))
+    }
+
+    /// The cursor after one more step.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self { step: self.step + 1 }
+    }
+}
+
+#[cfg(test)]
+mod tests;
