@@ -1,0 +1,160 @@
+//! What workers report about the generation that they work in.
+
+use pleach_base::WorkerId;
+
+use crate::effect::Effect;
+use crate::event::{Part, Report};
+use crate::gang::{EndingWhy, MemberState};
+use crate::job::{Failure, JobKey, JobState};
+use crate::state::{State, Turn};
+
+/// What a report's fence is worth.
+enum Standing {
+    /// It is the current gang's, and the worker has a part in it.
+    Current,
+    /// The job ended with this generation: the report changes nothing and does no harm.
+    Late,
+    /// Something newer took over.
+    Stale(String),
+}
+
+impl State {
+    fn standing(&self, id: &WorkerId, part: &Part) -> Standing {
+        let Some(job) = self.jobs.get(&part.job) else { return Standing::Stale(format!("{} is not known", part.job)) };
+        if part.fence != job.fence() {
+            return Standing::Stale(format!("{} is at {}, the report is of {}", part.job, job.fence(), part.fence));
+        }
+        if job.state.is_terminal() {
+            return Standing::Late;
+        }
+        if self.worker(id).is_none() {
+            return Standing::Stale(format!("{id} holds no lease"));
+        }
+        match &job.gang {
+            Some(gang) if gang.rank_of(id).is_some() => Standing::Current,
+            Some(_) => Standing::Stale(format!("{id} has no part in {} {}", part.job, part.fence)),
+            None => Standing::Stale(format!("{} of {} has ended", part.fence, part.job)),
+        }
+    }
+
+    pub(super) fn reported(&mut self, turn: &mut Turn, id: &WorkerId, part: &Part, report: Report) {
+        match self.standing(id, part) {
+            Standing::Stale(reason) => return turn.push(Effect::Refused { reason }),
+            Standing::Late => return,
+            Standing::Current => {}
+        }
+        if let Some(worker) = self.worker_mut(id) {
+            worker.heard_at = turn.now;
+            worker.progress_at = turn.now;
+        }
+        let key = &part.job;
+        match report {
+            Report::Ready => self.ready(turn, key, id),
+            Report::Durable { step } => {
+                if let Some(job) = self.jobs.get_mut(key) {
+                    job.durable = job.durable.max(step);
+                    job.failures_in_a_row = 0;
+                    turn.changed(key);
+                }
+            }
+            Report::Finished => self.finished(turn, key, id),
+            Report::Drained => self.drained(turn, key, id),
+            Report::Failed { failure, permanent, suspects } => {
+                self.failed(turn, key, id, failure, permanent, &suspects);
+            }
+            Report::Other => {}
+        }
+    }
+
+    fn ready(&mut self, turn: &mut Turn, key: &JobKey, id: &WorkerId) {
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        let generation = job.generation;
+        let Some(gang) = &mut job.gang else { return };
+        let Some(rank) = gang.rank_of(id) else { return };
+        if gang.members[rank].state != MemberState::Joining {
+            return;
+        }
+        gang.members[rank].state = MemberState::Ready;
+        turn.changed(key);
+        if gang.is_ready() && gang.ending.is_none() {
+            let reason = format!("generation {generation} trains on {}", count(gang.world(), "worker"));
+            turn.note(Some(key), "Running", None, reason.clone());
+            self.set_state(turn, key, JobState::Running, reason);
+        }
+    }
+
+    fn finished(&mut self, turn: &mut Turn, key: &JobKey, id: &WorkerId) {
+        let rank = self.jobs.get(key).and_then(|job| job.gang.as_ref()).and_then(|gang| gang.rank_of(id));
+        if rank != Some(0) {
+            self.member_gone(turn, key, id);
+            return self.reform_if_gone(turn, key);
+        }
+        // The other ranks have nothing left to do either: they are released without an abort.
+        if let Some(gang) = self.jobs.get_mut(key).and_then(|job| job.gang.as_mut()) {
+            gang.members.iter_mut().for_each(|member| member.state = MemberState::Gone);
+        }
+        self.finish(turn, key, JobState::Succeeded, None);
+    }
+
+    fn drained(&mut self, turn: &mut Turn, key: &JobKey, id: &WorkerId) {
+        if self.member_gone(turn, key, id).is_none() {
+            // It stopped by itself (its process is ending): the others cannot go on without it.
+            self.drain(turn, key, EndingWhy::Reform, format!("{id} has left"));
+        }
+        self.reform_if_gone(turn, key);
+    }
+
+    fn failed(
+        &mut self,
+        turn: &mut Turn,
+        key: &JobKey,
+        id: &WorkerId,
+        failure: Failure,
+        permanent: bool,
+        suspects: &[u32],
+    ) {
+        let why = self.member_gone(turn, key, id);
+        if why == Some(EndingWhy::Cancel) {
+            return;
+        }
+        if permanent {
+            return self.finish(turn, key, JobState::Failed, Some(failure));
+        }
+        let suspected = self.suspect(key, id, suspects);
+        let text = match suspected.as_slice() {
+            [] => format!("{id} failed: {} [{}]", failure.message, failure.code),
+            names => {
+                let names: Vec<_> = names.iter().map(|(name, _)| name.to_string()).collect();
+                format!("{id} waited in vain for {}: {} [{}]", names.join(", "), failure.message, failure.code)
+            }
+        };
+        self.fail_generation(turn, key, &text);
+        for (name, _) in suspected.iter().filter(|(_, connected)| !connected) {
+            self.lose(turn, name, "its session broke and peers waited for it in vain");
+        }
+    }
+
+    /// Marks the workers that hold these ranks; returns them and whether their sessions stand.
+    fn suspect(&mut self, key: &JobKey, by: &WorkerId, ranks: &[u32]) -> Vec<(WorkerId, bool)> {
+        let Some(gang) = self.jobs.get(key).and_then(|job| job.gang.as_ref()) else { return Vec::new() };
+        let mut ids: Vec<_> = ranks
+            .iter()
+            .filter_map(|rank| gang.members.get(*rank as usize))
+            .map(|member| member.worker.clone())
+            .filter(|id| id != by)
+            .collect();
+        ids.dedup();
+        ids.into_iter()
+            .filter_map(|id| {
+                let worker = self.worker_mut(&id)?;
+                worker.suspected = true;
+                Some((id, worker.connected))
+            })
+            .collect()
+    }
+}
+
+/// `1 worker`, `2 workers`.
+pub(crate) fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}

@@ -1,0 +1,116 @@
+//! What the scheduler is told.
+
+use pleach_base::{Fence, Step, Term, WorkerId};
+
+use crate::job::{Failure, JobKey, Needs};
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A job was submitted. Ignored when the job is known.
+    Submitted {
+        /// Which job.
+        job: JobKey,
+        /// What it asks for.
+        needs: Needs,
+    },
+    /// A user wants a job to stop.
+    CancelAsked {
+        /// Which job.
+        job: JobKey,
+        /// Why, for people; may be empty.
+        reason: String,
+    },
+    /// An ended job is to be forgotten. Ignored when it has not ended.
+    Deleted {
+        /// Which job.
+        job: JobKey,
+    },
+    /// A worker registered.
+    Registered {
+        /// Who.
+        worker: WorkerId,
+        /// Where peers reach it.
+        host: String,
+        /// Port of the key-value store that it hosts when it has rank 0.
+        rendezvous_port: u16,
+    },
+    /// A worker's session stands.
+    Connected {
+        /// Who.
+        worker: WorkerId,
+    },
+    /// A worker's session broke.
+    Disconnected {
+        /// Who.
+        worker: WorkerId,
+    },
+    /// A worker says that it lives.
+    Heartbeat {
+        /// Who.
+        worker: WorkerId,
+        /// Operations of the training thread since the process began.
+        progress: u64,
+        /// It works on nothing.
+        idle: bool,
+        /// It wants no more work.
+        draining: bool,
+        /// What it works on, if it says.
+        part: Option<Part>,
+    },
+    /// A worker reports something about the generation that it works in.
+    Reported {
+        /// Who.
+        worker: WorkerId,
+        /// In which generation of which job.
+        part: Part,
+        /// What.
+        report: Report,
+    },
+    /// Time passed.
+    Tick,
+}
+
+/// A part in a job: the generation that a worker works in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Which job.
+    pub job: JobKey,
+    /// The generation and the leader that formed it.
+    pub fence: Fence,
+}
+
+/// What a worker reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// The rank has joined its gang and loaded its state.
+    Ready,
+    /// A checkpoint is in the store.
+    Durable {
+        /// Of this step.
+        step: Step,
+    },
+    /// The job is done, when rank 0 says so; otherwise this rank is.
+    Finished,
+    /// The rank stopped at a step boundary.
+    Drained,
+    /// The rank cannot go on in this generation.
+    Failed {
+        /// Why.
+        failure: Failure,
+        /// Trying again cannot help.
+        permanent: bool,
+        /// Ranks that it waited for in vain.
+        suspects: Vec<u32>,
+    },
+    /// Something without consequence for the schedule (an evaluation, a note): only the fence is checked.
+    Other,
+}
+
+impl Part {
+    /// The part of `job` under the fence (`term`, `generation`).
+    #[must_use]
+    pub fn new(job: JobKey, term: u64, generation: u64) -> Self {
+        Self { job, fence: Fence { term: Term(term), generation: pleach_base::Generation(generation) } }
+    }
+}

@@ -1,0 +1,87 @@
+//! The workers of one generation of a job.
+
+use std::time::Duration;
+
+use pleach_base::WorkerId;
+use serde::{Deserialize, Serialize};
+
+/// The workers of one generation, by rank.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gang {
+    /// By rank.
+    pub members: Vec<Member>,
+    /// When it was formed.
+    pub formed_at: Duration,
+    /// Set once the gang was asked to drain.
+    pub ending: Option<Ending>,
+}
+
+/// One rank.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Who.
+    pub worker: WorkerId,
+    /// Where peers reach it.
+    pub host: String,
+    /// The lanes that it trains.
+    pub lanes: Vec<u32>,
+    /// How far it is.
+    pub state: MemberState,
+}
+
+/// How far a rank is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemberState {
+    /// Loads the model and its state.
+    Joining,
+    /// Trains.
+    Ready,
+    /// Works no more in this generation: drained, done, or lost.
+    Gone,
+}
+
+/// A gang was asked to finish its step and stop.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// What follows.
+    pub why: EndingWhy,
+    /// For people.
+    pub reason: String,
+    /// It is aborted when it has not drained by then.
+    pub deadline: Duration,
+}
+
+/// What follows a drained gang.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EndingWhy {
+    /// The job ends.
+    Cancel,
+    /// The job forms again with other workers.
+    Reform,
+}
+
+impl Gang {
+    /// Number of ranks.
+    #[must_use]
+    pub fn world(&self) -> usize {
+        self.members.len()
+    }
+
+    /// The rank of a worker.
+    #[must_use]
+    pub fn rank_of(&self, worker: &WorkerId) -> Option<usize> {
+        self.members.iter().position(|member| &member.worker == worker)
+    }
+
+    /// Whether no rank works any more.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.members.iter().all(|member| member.state == MemberState::Gone)
+    }
+
+    /// Whether every rank trains.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.members.iter().all(|member| member.state == MemberState::Ready)
+    }
+}

@@ -1,0 +1,142 @@
+//! Named rules that must hold at all times. The coordinator checks them in production, the simulation after each event.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use pleach_base::{Fence, WorkerId};
+
+use crate::effect::Effect;
+use crate::gang::MemberState;
+use crate::job::JobKey;
+use crate::state::State;
+
+/// A rule that was broken, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Name of the rule.
+    pub rule: &'static str,
+    /// What was seen.
+    pub detail: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "invariant {}: {}", self.rule, self.detail)
+    }
+}
+
+/// At most one worker ever is rank 0 of a fence.
+pub const ONE_LEADER_PER_FENCE: &str = "one-leader-per-fence";
+/// Every lane of a gang has exactly one rank.
+pub const LEASE_SINGLE_OWNER: &str = "lease-single-owner";
+/// A job's fence only grows.
+pub const GENERATION_MONOTONE: &str = "generation-monotone";
+/// A worker has a part in one gang at most, and both sides agree.
+pub const WORKER_IN_ONE_GANG: &str = "worker-in-one-gang";
+/// An ended job holds no worker.
+pub const ENDED_JOB_IS_FREE: &str = "ended-job-is-free";
+/// A gang has between the fewest and the most workers that its job wants.
+pub const GANG_WITHIN_LIMITS: &str = "gang-within-limits";
+/// Every job says why it is in its state.
+pub const STATE_HAS_REASON: &str = "state-has-reason";
+
+/// Watches one leader, or a chain of leaders, and remembers what a single state cannot show.
+#[derive(Clone, Debug, Default)]
+pub struct Auditor {
+    leaders: BTreeMap<(JobKey, Fence), WorkerId>,
+    newest: BTreeMap<JobKey, Fence>,
+}
+
+impl Auditor {
+    /// Checks a state after an event, and the effects of the event.
+    pub fn check(&mut self, state: &State, effects: &[Effect]) -> Vec<Violation> {
+        let mut found = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Assign { worker, assignment } if assignment.rank == 0 => {
+                    let at = (assignment.job.clone(), assignment.fence);
+                    let first = self.leaders.entry(at).or_insert_with(|| worker.clone());
+                    if first != worker {
+                        let detail = format!("{worker} and {first} lead {} {}", assignment.job, assignment.fence);
+                        found.push(Violation { rule: ONE_LEADER_PER_FENCE, detail });
+                    }
+                }
+                Effect::Forgotten { job } => {
+                    self.newest.remove(job);
+                    self.leaders.retain(|(key, _), _| key != job);
+                }
+                _ => {}
+            }
+        }
+        for (key, job) in &state.jobs {
+            let newest = self.newest.entry(key.clone()).or_default();
+            if job.fence() < *newest || job.fence().generation < newest.generation {
+                let detail = format!("{key} went from {newest} to {}", job.fence());
+                found.push(Violation { rule: GENERATION_MONOTONE, detail });
+            }
+            *newest = job.fence();
+            // Fences before the newest can never be assigned again.
+            let fence = *newest;
+            self.leaders.retain(|(of, at), _| of != key || *at >= fence);
+        }
+        found.extend(check(state));
+        found
+    }
+}
+
+/// Checks what one state shows.
+#[must_use]
+pub fn check(state: &State) -> Vec<Violation> {
+    let mut found = Vec::new();
+    let mut held: BTreeMap<&WorkerId, &JobKey> = BTreeMap::new();
+    for (key, job) in &state.jobs {
+        let mut broken = |rule, detail: String| found.push(Violation { rule, detail: format!("{key}: {detail}") });
+        if job.reason.is_empty() {
+            broken(STATE_HAS_REASON, format!("{} without a reason", job.state.name()));
+        }
+        let Some(gang) = &job.gang else { continue };
+        if job.state.is_terminal() {
+            broken(ENDED_JOB_IS_FREE, format!("{} with a gang", job.state.name()));
+        }
+        if !(job.needs.least()..=job.needs.most()).contains(&gang.world()) {
+            broken(GANG_WITHIN_LIMITS, format!("{} ranks", gang.world()));
+        }
+        let lanes: Vec<_> = gang.members.iter().flat_map(|member| member.lanes.iter().copied()).collect();
+        if lanes != (0..job.needs.lanes).collect::<Vec<_>>() {
+            broken(LEASE_SINGLE_OWNER, format!("lanes are mapped as {lanes:?}"));
+        }
+        // A rank that has gone may belong to a worker that was lost meanwhile.
+        for member in gang.members.iter().filter(|member| member.state != MemberState::Gone) {
+            if let Some(other) = held.insert(&member.worker, key) {
+                broken(WORKER_IN_ONE_GANG, format!("{} is also in {other}", member.worker));
+            }
+        }
+    }
+    found.extend(workers_agree(state, &held));
+    found
+}
+
+fn workers_agree(state: &State, held: &BTreeMap<&WorkerId, &JobKey>) -> Vec<Violation> {
+    let mut names = BTreeSet::new();
+    let mut found = Vec::new();
+    for (id, key) in held.iter().filter(|(id, _)| state.worker(id).is_none()) {
+        found.push(Violation { rule: WORKER_IN_ONE_GANG, detail: format!("{id} works in {key} without a lease") });
+    }
+    for (name, worker) in &state.workers {
+        let rightly = name == &worker.id.name && names.insert(&worker.id);
+        let gang = worker.job.as_ref().and_then(|key| state.jobs.get(key)?.gang.as_ref());
+        let known = worker.job.is_none() || gang.is_some_and(|gang| gang.rank_of(&worker.id).is_some());
+        let agreed = held.get(&worker.id).is_none_or(|key| worker.job.as_ref() == Some(key));
+        if !(rightly && known && agreed) {
+            let detail =
+                format!("{} believes to be in {:?}, gangs say {:?}", worker.id, worker.job, held.get(&worker.id));
+            found.push(Violation { rule: WORKER_IN_ONE_GANG, detail });
+        }
+        if let Some(job) = worker.job.as_ref().and_then(|key| state.jobs.get(key)).filter(|job| job.state.is_terminal())
+        {
+            let detail = format!("{} is held by a job that {}", worker.id, job.state.name());
+            found.push(Violation { rule: ENDED_JOB_IS_FREE, detail });
+        }
+    }
+    found
+}

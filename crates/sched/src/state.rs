@@ -1,0 +1,161 @@
+//! The whole state, and how it begins.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use pleach_base::{Fence, Term, WorkerId};
+use serde::{Deserialize, Serialize};
+
+use crate::effect::{Assignment, Effect, StopMode};
+use crate::job::{Job, JobKey, JobState};
+use crate::settings::Settings;
+use crate::worker::Worker;
+
+/// Version of the stored form of [`State`] and [`Job`].
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Superseded incarnations that are remembered per worker name.
+const REMEMBERED: usize = 16;
+
+/// Everything the scheduler knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// [`FORMAT_VERSION`] when it was made.
+    pub format_version: u32,
+    /// The leader that owns it.
+    pub term: Term,
+    /// Times and limits.
+    pub settings: Settings,
+    /// Workers that hold a lease, by name.
+    pub workers: BTreeMap<String, Worker>,
+    /// Jobs that were not deleted.
+    pub jobs: BTreeMap<JobKey, Job>,
+    /// Incarnations that another one of the same name has replaced.
+    pub superseded: BTreeMap<String, Vec<u64>>,
+    /// `order` of the next job.
+    pub next_order: u64,
+}
+
+impl State {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new(term: Term, settings: Settings) -> Self {
+        Self {
+            format_version: FORMAT_VERSION,
+            term,
+            settings,
+            workers: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            superseded: BTreeMap::new(),
+            next_order: 1,
+        }
+    }
+
+    /// The state of a new leader that knows only the stored jobs. Gangs of the leader before are gone: their jobs are
+    /// queued and form again when workers have registered, or end if they were asked to.
+    #[must_use]
+    pub fn recover(term: Term, settings: Settings, jobs: impl IntoIterator<Item = (JobKey, Job)>) -> Self {
+        let mut state = Self::new(term, settings);
+        for (key, mut job) in jobs {
+            if !job.state.is_terminal() {
+                job.gang = None;
+                (job.state, job.reason) = match &job.cancel {
+                    Some(reason) => (JobState::Cancelled, format!("{reason}; the coordinator restarted meanwhile")),
+                    None if job.state == JobState::Queued => (JobState::Queued, job.reason),
+                    None => (JobState::Queued, "the coordinator restarted; waits for workers to come back".into()),
+                };
+            }
+            state.next_order = state.next_order.max(job.order + 1);
+            state.jobs.insert(key, job);
+        }
+        state
+    }
+
+    /// The worker with this name and incarnation, if it holds a lease.
+    #[must_use]
+    pub fn worker(&self, id: &WorkerId) -> Option<&Worker> {
+        self.workers.get(&id.name).filter(|worker| &worker.id == id)
+    }
+
+    pub(crate) fn worker_mut(&mut self, id: &WorkerId) -> Option<&mut Worker> {
+        self.workers.get_mut(&id.name).filter(|worker| &worker.id == id)
+    }
+
+    /// The part that a worker has in the current gang of its job.
+    #[must_use]
+    pub fn assignment(&self, id: &WorkerId) -> Option<Assignment> {
+        let key = self.worker(id)?.job.as_ref()?;
+        let job = self.jobs.get(key)?;
+        let gang = job.gang.as_ref()?;
+        let first = gang.members.first()?;
+        Some(Assignment {
+            job: key.clone(),
+            fence: job.fence(),
+            rank: gang.rank_of(id)?,
+            rendezvous_host: first.host.clone(),
+            rendezvous_port: self.worker(&first.worker).map_or(0, |worker| worker.rendezvous_port),
+            members: gang.members.clone(),
+        })
+    }
+
+    pub(crate) fn supersede(&mut self, id: &WorkerId) {
+        let known = self.superseded.entry(id.name.clone()).or_default();
+        known.push(id.incarnation);
+        if known.len() > REMEMBERED {
+            known.remove(0);
+        }
+    }
+
+    pub(crate) fn is_superseded(&self, id: &WorkerId) -> bool {
+        self.superseded.get(&id.name).is_some_and(|known| known.contains(&id.incarnation))
+    }
+}
+
+/// What one event leads to, while it is worked out.
+pub(crate) struct Turn {
+    pub(crate) now: Duration,
+    changed: BTreeSet<JobKey>,
+    effects: Vec<Effect>,
+}
+
+impl Turn {
+    pub(crate) fn new(now: Duration) -> Self {
+        Self { now, changed: BTreeSet::new(), effects: Vec::new() }
+    }
+
+    pub(crate) fn changed(&mut self, job: &JobKey) {
+        self.changed.insert(job.clone());
+    }
+
+    pub(crate) fn push(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    pub(crate) fn note(
+        &mut self,
+        job: Option<&JobKey>,
+        kind: &'static str,
+        worker: Option<&WorkerId>,
+        message: String,
+    ) {
+        self.push(Effect::Note { job: job.cloned(), kind, message, worker: worker.cloned() });
+    }
+
+    pub(crate) fn stop(
+        &mut self,
+        worker: &WorkerId,
+        part: Option<(&JobKey, Fence)>,
+        mode: StopMode,
+        reason: impl Into<String>,
+    ) {
+        let part = part.map(|(job, fence)| (job.clone(), fence));
+        self.push(Effect::Stop { worker: worker.clone(), part, mode, reason: reason.into() });
+    }
+
+    /// The effects in the order in which they are to be carried out: changes first.
+    pub(crate) fn finish(self) -> Vec<Effect> {
+        let mut all: Vec<_> = self.changed.into_iter().map(|job| Effect::Changed { job }).collect();
+        all.extend(self.effects);
+        all
+    }
+}

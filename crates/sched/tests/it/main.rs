@@ -1,0 +1,6 @@
+//! The scheduler by scenario and by seeded simulation.
+
+mod bench;
+mod scenarios;
+mod sim;
+mod simulation;
