@@ -175,6 +175,11 @@ bool pleach_store_set(PleachStore* store, const char* key, const char* value, Pl
   return pleach_guard(failure, [&] { store->store->set(std::string(key), std::string(value)); });
 }
 
+// Adds one to a counter and says what it is then.
+bool pleach_store_count(PleachStore* store, const char* key, int64_t* value, PleachFailure* failure) {
+  return pleach_guard(failure, [&] { *value = store->store->add(key, 1); });
+}
+
 // Waits for the key, up to the timeout of the store; the value is cut to `capacity - 1` bytes.
 bool pleach_store_get(PleachStore* store, const char* key, char* value, size_t capacity, PleachFailure* failure) {
   return pleach_guard(failure, [&] {

@@ -70,6 +70,7 @@ unsafe extern "C" {
         value: *const c_char,
         failure: *mut RawFailure,
     ) -> bool;
+    fn pleach_store_count(store: *mut RawStore, key: *const c_char, value: *mut i64, failure: *mut RawFailure) -> bool;
     fn pleach_store_get(
         store: *mut RawStore,
         key: *const c_char,
@@ -194,6 +195,15 @@ impl Store {
         let (key, value) = (c_string(key)?, c_string(value)?);
         // SAFETY: the store lives as long as `self`, the strings outlive the call.
         guarded(|failure| unsafe { pleach_store_set(self.0, key.as_ptr(), value.as_ptr(), failure) })
+    }
+
+    /// Adds one to a counter and says what it is then.
+    pub(crate) fn count(&self, key: &str) -> Outcome<i64> {
+        let key = c_string(key)?;
+        let mut value = 0;
+        // SAFETY: the store lives as long as `self`, the key outlives the call.
+        guarded(|failure| unsafe { pleach_store_count(self.0, key.as_ptr(), &raw mut value, failure) })?;
+        Ok(value)
     }
 
     /// Waits for the key; values are short.

@@ -38,7 +38,7 @@ pub fn gloo(options: &GroupOptions) -> Result<Box<dyn Collective>> {
     Ok(Box::new(Group::new(Gloo { rank, world, peers, backend }, options.checked)))
 }
 
-/// Connects to the store under the prefix of the group.
+/// Connects to the store under the prefix of the group, for the first time.
 pub(crate) fn connect(options: &GroupOptions) -> Result<Store> {
     let GroupOptions { rank, world, prefix, store, setup_timeout, .. } = options;
     if rank >= world || prefix.is_empty() {
@@ -51,7 +51,16 @@ pub(crate) fn connect(options: &GroupOptions) -> Result<Store> {
     };
     sockets::wait_for_listener(&store.host, store.port, *setup_timeout)
         .map_err(|error| unreachable(error.to_string()))?;
-    Store::connect(&store.host, store.port, prefix, *setup_timeout).map_err(|failure| unreachable(failure.message))
+    let connected = Store::connect(&store.host, store.port, prefix, *setup_timeout)
+        .map_err(|failure| unreachable(failure.message))?;
+    // What an earlier group left under this prefix would lead to ranks that are gone.
+    match connected.count(&format!("joined/{rank}")) {
+        Ok(1) => Ok(connected),
+        Ok(_) => Err(code::COMM_SETUP
+            .error(format!("rank {rank} joined a group {prefix} before"))
+            .hint("a group is formed once; a new attempt takes a new prefix")),
+        Err(failure) => Err(unreachable(failure.message)),
+    }
 }
 
 /// What this rank listens on: an address, or else the name of an interface.

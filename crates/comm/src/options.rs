@@ -44,7 +44,7 @@ pub struct GroupOptions {
     pub rank: usize,
     /// How many ranks there are.
     pub world: usize,
-    /// Names the group in the store; a new generation takes a new one, `job/g0007`.
+    /// Names the group in the store, `job/g0007`. Never used twice, not even after a failed attempt.
     pub prefix: String,
     /// The store where the ranks meet.
     pub store: StoreAddr,

@@ -178,6 +178,12 @@ mod tests {
     }
 
     #[test]
+    fn the_address_towards_loopback_is_loopback() {
+        assert_eq!(local_address_towards("127.0.0.1", 9).unwrap(), IpAddr::from([127, 0, 0, 1]));
+        local_address_towards("no such host", 9).unwrap_err();
+    }
+
+    #[test]
     fn severing_ends_a_blocked_read_and_names_the_lost() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

@@ -33,11 +33,23 @@ fn a_missing_store_or_rank_is_given_up_in_time() {
 }
 
 #[test]
+fn a_prefix_is_used_once() {
+    let server = RendezvousServer::start("127.0.0.1", 0).unwrap();
+    let first = options(0, 1, server.port());
+    drop(gloo(&first).unwrap());
+    assert!(refused(&first).message().contains("before"));
+    let mut next = first;
+    next.prefix = "job/g0002".to_owned();
+    gloo(&next).unwrap();
+}
+
+#[test]
 fn an_address_that_is_not_ours_is_refused() {
     let server = RendezvousServer::start("127.0.0.1", 0).unwrap();
     let mut wrong = options(0, 1, server.port());
     wrong.bind = Some(Bind::Address([192, 0, 2, 1].into()));
     assert!(refused(&wrong).message().contains("192.0.2.1"));
+    wrong.prefix = "job/g0002".to_owned();
     wrong.bind = Some(Bind::Interface("nosuch0".to_owned()));
     assert!(refused(&wrong).message().contains("nosuch0"));
 }
