@@ -76,11 +76,14 @@ async fn the_newest_that_passed_its_gate_stays() {
     for step in 1..=5 {
         let mut one = snapshot(step, 1);
         one.gate = Gate { publishable: step <= 2, findings: Vec::new() };
-        one.meta.insert("metrics".to_owned(), json!({"eval/loss": -(step as f64)}));
+        let loss = if step > 2 { 0 } else { step };
+        one.meta.insert("metrics".to_owned(), json!({"eval/loss": loss}));
         writer.commit(&one).await.unwrap();
     }
     writer.retain(&policy(0, Some("eval/loss"), 0), LATER).await.unwrap();
-    assert_eq!(steps(&task).await, [2, 5], "the newest, and the newest and best that may be published");
+    assert_eq!(steps(&task).await, [1, 2, 5], "the best that passed, the newest that passed, the newest");
+    writer.retain(&policy(0, None, 0), LATER).await.unwrap();
+    assert_eq!(steps(&task).await, [2, 5]);
 }
 
 #[rstest]
