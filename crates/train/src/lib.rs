@@ -1,1 +1,27 @@
-//! The training step and the engine around it.
+//! The training step and the engine around it: the [`Engine`] of operations, its first client [`run_job`], and what they
+//! are made of: optimisers, schedules, losses with global denominators, evaluation, the checkpoint gate.
+//!
+//! One process is one rank. The same operations in the same order on every rank keep adapters and optimisers equal
+//! everywhere; each step ends with the ranks agreeing on that. Deliberately not here: the network (`comm`), who trains
+//! what (the coordinator), object keys (`store`), which rows a step has (`data`).
+
+mod agree;
+pub mod clip;
+mod engine;
+pub mod eval;
+mod flat;
+mod gate;
+mod job;
+mod lanes;
+pub mod loss;
+mod memory;
+mod observer;
+pub mod optim;
+pub mod schedule;
+mod stop;
+
+pub use engine::{Engine, Forwarded, Mode, Objective, PassInput, Saved, StepBatch, StepResult, TaskSetup, forward};
+pub use job::{JobContext, Outcome, Warm, run_job};
+pub use lanes::of_rank as lanes_of_rank;
+pub use observer::{DurableRow, EvalRow, Level, Observer, Silent, StepRow, TaskStatus};
+pub use stop::StopSignal;

@@ -1,1 +1,53 @@
-//! The worker process.
+//! The worker process: registers with a coordinator, holds a lease by a session, trains what it is assigned on its own
+//! thread, reports, and drains when asked.
+//!
+//! The network side runs on tokio, training on one plain thread ([`gang`]); between them are only channels, counters
+//! and a [`pleach_train::StopSignal`]. Deliberately not here: what a step is (`train`), who trains what (the
+//! coordinator), object keys (`store`).
+
+pub mod cli;
+mod client;
+mod convert;
+mod gang;
+mod identity;
+mod reporter;
+mod session;
+mod telemetry;
+mod verdict;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use pleach_base::{Result, ResultExt as _, code};
+
+pub use worker::run;
+
+/// Parses the command line, runs the worker until it is asked to stop, and gives the exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args = cli::Args::parse();
+    telemetry::start(args.log_format);
+    match start(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(code = error.code().id, hint = error.hint_text(), "{}", error.chain());
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+fn start(args: cli::Args) -> Result<()> {
+    pleach_comm::check_libtorch()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .or_code(code::IO, || "cannot start the network threads".to_owned())?;
+    runtime.block_on(async {
+        let shutdown = pleach_base::shutdown::Shutdown::default();
+        pleach_base::shutdown::on_signals(shutdown.clone())
+            .or_code(code::IO, || "cannot install signal handlers".to_owned())?;
+        run(args, shutdown).await
+    })
+}

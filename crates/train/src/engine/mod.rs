@@ -1,0 +1,209 @@
+//! The engine of operations on one rank: add a task, forward and backward, optimiser step, save, load, evaluate, remove
+//! a task. Several tasks share one frozen model and take turns; each keeps its own adapter, optimiser and schedule.
+//!
+//! All ranks of a gang call the same operations with the same tasks in the same order. The job loop
+//! ([`crate::run_job`]) is the first client. Not here: where examples come from, when to evaluate or to save.
+
+mod batch;
+mod objective;
+mod pass;
+mod save;
+mod step;
+mod task;
+mod update;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use pleach_base::{Error, Result, SharedClock, TaskName, code};
+use pleach_comm::Collective;
+use pleach_nn::Backbone;
+use pleach_store::{Gate, SnapshotFile};
+
+pub use batch::StepBatch;
+pub(crate) use batch::{MicroBatch, lay_out};
+pub use objective::Objective;
+pub(crate) use objective::wrong_head;
+pub use pass::{Mode, PassInput, forward};
+pub use task::TaskSetup;
+pub use update::StepResult;
+
+use crate::eval::{EvalSet, Metric};
+use crate::observer::{EvalRow, Observer};
+use step::Machine;
+use task::Task;
+
+/// Trains several adapters on one frozen model, as one rank of a gang.
+pub struct Engine<'a> {
+    model: &'a dyn Backbone,
+    group: &'a dyn Collective,
+    observer: Arc<dyn Observer>,
+    clock: SharedClock,
+    tasks: IndexMap<TaskName, Task>,
+}
+
+/// A task's state as files, with the gate's judgement.
+#[derive(Clone, Debug)]
+pub struct Saved {
+    /// `adapter_config.json`, `adapter_model.safetensors`, `trainer_state.safetensors`.
+    pub files: Vec<SnapshotFile>,
+    /// Whether the adapter may be given to others.
+    pub gate: Gate,
+}
+
+/// The loss of a step whose update is still to come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Forwarded {
+    /// Loss of the global batch.
+    pub loss: f64,
+    /// Real tokens of the global batch.
+    pub tokens: u64,
+}
+
+impl<'a> Engine<'a> {
+    /// An engine without tasks.
+    #[must_use]
+    pub fn new(
+        model: &'a dyn Backbone,
+        group: &'a dyn Collective,
+        observer: Arc<dyn Observer>,
+        clock: SharedClock,
+    ) -> Self {
+        Self { model, group, observer, clock, tasks: IndexMap::new() }
+    }
+
+    /// Adds a task at step 0.
+    ///
+    /// # Errors
+    /// `INTERNAL` when the name is taken, `DIGEST_MISMATCH` when the ranks hold different initial values.
+    pub fn add_task(&mut self, setup: TaskSetup) -> Result<()> {
+        let name = setup.name.clone();
+        if self.tasks.contains_key(&name) {
+            return Err(code::INTERNAL.error(format!("task {name} is there already")));
+        }
+        let task = Task::new(setup);
+        self.agree_on(&task)?;
+        self.tasks.insert(name, task);
+        Ok(())
+    }
+
+    /// Removes a task and its state.
+    ///
+    /// # Errors
+    /// `INTERNAL` when there is none of this name.
+    pub fn remove_task(&mut self, name: &TaskName) -> Result<()> {
+        self.tasks.shift_remove(name).map(drop).ok_or_else(|| unknown(name))
+    }
+
+    /// Names of the tasks in the order in which they were added.
+    pub fn tasks(&self) -> impl Iterator<Item = &TaskName> {
+        self.tasks.keys()
+    }
+
+    /// Steps done by a task, skipped ones included.
+    ///
+    /// # Errors
+    /// `INTERNAL` when there is none of this name.
+    pub fn step(&self, name: &TaskName) -> Result<u64> {
+        Ok(self.task(name)?.step)
+    }
+
+    /// Numbers that a task trains.
+    ///
+    /// # Errors
+    /// `INTERNAL` when there is none of this name.
+    pub fn trainable_params(&self, name: &TaskName) -> Result<u64> {
+        Ok(self.task(name)?.layout.numel() as u64)
+    }
+
+    /// Computes the gradient of one global batch and reduces it over all ranks. A collective call.
+    ///
+    /// # Errors
+    /// `INTERNAL` for an unknown task or examples of another kind; those of [`Collective`].
+    pub fn forward_backward(&mut self, name: &TaskName, batch: &StepBatch) -> Result<Forwarded> {
+        let machine = self.machine();
+        let pending = step::forward_backward(&machine, self.task(name)?, batch)?;
+        let forwarded = Forwarded { loss: pending.loss, tokens: pending.tokens };
+        self.task_mut(name)?.pending = Some(pending);
+        Ok(forwarded)
+    }
+
+    /// Applies the reduced gradient, unless it is not finite, and agrees with all ranks on the result. A collective call.
+    /// `drain` asks all ranks to stop after this step; the result says whether any rank asked.
+    ///
+    /// # Errors
+    /// `NON_FINITE` on every rank, with the step and the sample ids, when the task is to stop then; `DIGEST_MISMATCH`;
+    /// `INTERNAL` without a preceding [`Engine::forward_backward`]; those of [`Collective`].
+    pub fn optim_step(&mut self, name: &TaskName, drain: bool) -> Result<StepResult> {
+        let group = self.group;
+        update::optim_step(group, self.task_mut(name)?, drain)
+    }
+
+    /// The task's state as files.
+    ///
+    /// # Errors
+    /// `INTERNAL` when there is none of this name.
+    pub fn save(&self, name: &TaskName) -> Result<Saved> {
+        save::save(self.task(name)?)
+    }
+
+    /// Goes on from what [`Engine::save`] gave, and agrees with all ranks that they hold the same. A collective call.
+    ///
+    /// # Errors
+    /// `ADAPTER_FORMAT` or `SAFETENSORS` when the files are of another adapter or damaged, `DIGEST_MISMATCH`.
+    pub fn load(&mut self, name: &TaskName, files: &BTreeMap<String, bytes::Bytes>) -> Result<()> {
+        save::load(self.task_mut(name)?, files)?;
+        self.agree_on(self.task(name)?)
+    }
+
+    /// Evaluates a task's adapter on `set`, rows shared between the ranks, each counted once. A collective call; the
+    /// metrics are the same on every rank.
+    ///
+    /// # Errors
+    /// `INTERNAL` for an unknown task; those of [`Collective`].
+    pub fn evaluate(&self, name: &TaskName, set: &EvalSet, metrics: &[Metric]) -> Result<EvalRow> {
+        let task = self.task(name)?;
+        let begun = self.clock.elapsed();
+        let machine = self.machine();
+        let scored = crate::eval::score(
+            &crate::eval::Scorer {
+                model: machine.model,
+                group: machine.group,
+                observer: machine.observer,
+                hooks: &task.setup.adapter,
+                objective: task.setup.objective,
+            },
+            set,
+            metrics,
+        )?;
+        Ok(EvalRow {
+            task: name.clone(),
+            step: task.step,
+            metrics: scored.metrics,
+            samples: scored.samples,
+            time: self.clock.elapsed().saturating_sub(begun),
+        })
+    }
+
+    fn machine(&self) -> Machine<'_> {
+        Machine { model: self.model, group: self.group, observer: self.observer.as_ref() }
+    }
+
+    fn agree_on(&self, task: &Task) -> Result<()> {
+        let mine = crate::agree::Commit { step: task.step, digest: task.digest()?, drain: false };
+        crate::agree::commit(self.group, task.setup.name.as_str(), mine).map(drop)
+    }
+
+    fn task(&self, name: &TaskName) -> Result<&Task> {
+        self.tasks.get(name).ok_or_else(|| unknown(name))
+    }
+
+    fn task_mut(&mut self, name: &TaskName) -> Result<&mut Task> {
+        self.tasks.get_mut(name).ok_or_else(|| unknown(name))
+    }
+}
+
+fn unknown(name: &TaskName) -> Error {
+    code::INTERNAL.error(format!("the engine has no task {name}"))
+}

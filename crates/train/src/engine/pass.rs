@@ -1,0 +1,53 @@
+//! One forward pass of one adapter over the frozen model.
+
+use pleach_nn::{Backbone, Forward, Group, HookSet, Inputs, Layout, Output};
+
+/// A batch on the device.
+#[derive(Debug)]
+pub struct PassInput {
+    /// Token ids and what belongs to them.
+    pub inputs: Inputs,
+    /// How the sequences lie.
+    pub layout: Layout,
+}
+
+/// Why the pass runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode {
+    /// Dropout and other noise are on.
+    pub train: bool,
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Number of the pass within the step: passes with equal numbers draw equal noise.
+    pub pass: u32,
+}
+
+impl Mode {
+    /// A pass for evaluation.
+    pub const EVAL: Self = Self { train: false, step: 0, pass: 0 };
+}
+
+/// Runs `input` through `model` with `hooks` on all rows. Blocks before the first at which the adapter acts run without
+/// a graph; the rest has one unless the caller holds a `no_grad` guard.
+#[must_use]
+pub fn forward(model: &dyn Backbone, hooks: &dyn HookSet, input: &PassInput, mode: Mode) -> Output {
+    let groups = [Group { rows: 0..input.layout.sequences(), hooks }];
+    let cx = Forward {
+        sites: model.config().sites(),
+        layout: &input.layout,
+        groups: &groups,
+        train: mode.train,
+        step: mode.step,
+        pass: mode.pass,
+    };
+    let blocks = model.config().info().num_blocks;
+    let first = cx.first_active_block(blocks);
+    let prefix = || {
+        let state = model.embed(&cx, &input.inputs);
+        (0..first).fold(state, |state, index| model.block(index, &cx, state))
+    };
+    let state = if first > 0 { tch::no_grad(prefix) } else { prefix() };
+    let state = (first..blocks).fold(state, |state, index| model.block(index, &cx, state));
+    let state = model.finish(&cx, state);
+    model.head(&cx, &state)
+}

@@ -1,0 +1,88 @@
+//! A task's state as the files of a step folder, and back.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use pleach_base::{Result, code};
+use pleach_store::tensors::{self, StoredTensor};
+use pleach_store::{ADAPTER_CONFIG, ADAPTER_MODEL, SnapshotFile, TRAINER_STATE};
+use tch::Tensor;
+
+use super::Saved;
+use super::task::Task;
+use crate::flat::{read_tensors, to_stored};
+
+/// Steps done, skipped ones included.
+const STEP: &str = "step";
+/// Updates applied: what the optimiser's bias correction counts.
+const UPDATES: &str = "updates";
+const SKIPPED: &str = "skipped";
+/// Which tensors had gradients, in the adapter's order.
+const JUDGED: &str = "judged";
+
+pub(super) fn save(task: &Task) -> Result<Saved> {
+    let params = task.setup.adapter.params();
+    let adapter: Vec<_> = params.iter().map(|(name, leaf)| to_stored(name, leaf)).collect::<Result<_>>()?;
+    let config = pleach_store::canonical_json(&task.setup.adapter_config)?;
+    Ok(Saved {
+        files: vec![
+            SnapshotFile::new(ADAPTER_CONFIG, config),
+            SnapshotFile::new(ADAPTER_MODEL, tensors::write(&adapter)?),
+            SnapshotFile::new(TRAINER_STATE, tensors::write(&trainer_state(task)?)?),
+        ],
+        gate: task.gate.judge(&task.layout, &params.flatten()),
+    })
+}
+
+fn trainer_state(task: &Task) -> Result<Vec<StoredTensor>> {
+    let number = |value: u64| Tensor::from_slice(&[value as i64]);
+    let judged: Vec<u8> = task.gate.judged().iter().map(|judged| u8::from(*judged)).collect();
+    let mut state = vec![
+        to_stored(STEP, &number(task.step))?,
+        to_stored(UPDATES, &number(task.optimizer.updates()))?,
+        to_stored(SKIPPED, &number(task.skipped))?,
+        to_stored(JUDGED, &Tensor::from_slice(&judged))?,
+    ];
+    for (moment, flat) in task.optimizer.moments() {
+        for (name, piece) in task.layout.pieces(&flat) {
+            state.push(to_stored(format!("{moment}/{name}"), &piece)?);
+        }
+    }
+    Ok(state)
+}
+
+pub(super) fn load(task: &mut Task, files: &BTreeMap<String, Bytes>) -> Result<()> {
+    let file = |name: &str| {
+        files.get(name).ok_or_else(|| code::ADAPTER_FORMAT.error(format!("{name}: missing from the checkpoint")))
+    };
+    let adapter = read_tensors(file(ADAPTER_MODEL)?).map_err(|error| error.at(ADAPTER_MODEL))?;
+    let state = read_tensors(file(TRAINER_STATE)?).map_err(|error| error.at(TRAINER_STATE))?;
+    let params = task.setup.adapter.params();
+    let device = params.flatten().device();
+    let flat = task.layout.gather("", &adapter).map_err(|error| error.at(ADAPTER_MODEL))?;
+    let mut moments = BTreeMap::new();
+    for moment in task.optimizer.moments().into_keys() {
+        let gathered = task.layout.gather(&format!("{moment}/"), &state).map_err(|error| error.at(TRAINER_STATE))?;
+        moments.insert(moment.to_owned(), gathered.to_device(device));
+    }
+    let judged = Vec::<u8>::try_from(entry(&state, JUDGED)?).unwrap_or_default();
+    // Everything was read: from here on nothing can leave the task half restored but a defect.
+    task.optimizer.restore(number(&state, UPDATES)?, &moments)?;
+    task.gate.restore(judged.into_iter().map(|byte| byte != 0).collect())?;
+    task.step = number(&state, STEP)?;
+    task.skipped = number(&state, SKIPPED)?;
+    task.pending = None;
+    params.unflatten(&flat.to_device(device))
+}
+
+fn entry<'a>(state: &'a BTreeMap<String, Tensor>, name: &str) -> Result<&'a Tensor> {
+    state.get(name).ok_or_else(|| code::ADAPTER_FORMAT.error(format!("{TRAINER_STATE}: {name} is missing")))
+}
+
+fn number(state: &BTreeMap<String, Tensor>, name: &str) -> Result<u64> {
+    let tensor = entry(state, name)?;
+    match (tensor.numel(), u64::try_from(tensor.to_kind(tch::Kind::Int64).reshape([-1]).int64_value(&[0]))) {
+        (1, Ok(value)) => Ok(value),
+        _ => Err(code::ADAPTER_FORMAT.error(format!("{TRAINER_STATE}: {name} is not one number"))),
+    }
+}

@@ -1,0 +1,236 @@
+//! Forward and backward of one step on this rank, and the reduction over ranks.
+//!
+//! The rows of a rank are computed in *units*. In fast mode there is one unit, all of the rank's rows, and units are
+//! added by a plain all-reduce. In strict mode each lane is a unit of its own: what a lane gives depends on nothing but
+//! its rows, and lanes are added in lane order, so the bits do not know how many ranks there are.
+
+use pleach_base::Result;
+use pleach_comm::{Collective, ReduceOp, strict_sum};
+use pleach_data::Batch;
+use pleach_nn::{Backbone, Output};
+use pleach_spec::job::Determinism;
+use tch::{Kind, Tensor};
+
+use super::batch::{MicroBatch, StepBatch};
+use super::objective::{Objective, wrong_head};
+use super::pass::{Mode, forward};
+use super::task::{Pending, Task};
+use crate::loss::{self, Counts, contrastive};
+use crate::observer::Observer;
+use crate::{agree, clip, lanes};
+
+/// What the step runs on.
+pub(super) struct Machine<'a> {
+    pub(super) model: &'a dyn Backbone,
+    pub(super) group: &'a dyn Collective,
+    pub(super) observer: &'a dyn Observer,
+}
+
+/// Rows whose gradients are added up before they are exchanged.
+struct Unit {
+    /// The lane that it is, in strict mode; else the rank.
+    number: usize,
+    micro_batches: Vec<MicroBatch>,
+}
+
+/// What a unit gave.
+struct Computed {
+    number: usize,
+    grads: Tensor,
+    /// Sum of the loss over what it counts.
+    sum: f64,
+}
+
+/// Computes and reduces the gradient of one step.
+pub(super) fn forward_backward(machine: &Machine<'_>, task: &Task, batch: &StepBatch) -> Result<Pending> {
+    let units = units(machine, task, batch)?;
+    let all = || units.iter().flat_map(|unit| &unit.micro_batches);
+    let local = [all().map(|m| m.count).sum::<f64>(), all().map(|m| m.tokens as f64).sum::<f64>()];
+    let totals = agree::sums(machine.group, &local)?;
+    let denominators = task.setup.objective.counts(totals[0]);
+    let mut broken_samples = Vec::new();
+    let computed = match task.setup.objective {
+        Objective::Contrastive { temperature } => {
+            across_rows(machine, task, batch, &units, temperature, &mut broken_samples)?
+        }
+        objective => row_by_row(machine, task, objective, &units, &denominators, &mut broken_samples)?,
+    };
+    let (grads, sum) = reduce(machine.group, task, batch, &computed)?;
+    let broken = !broken_samples.is_empty() || !clip::is_finite(&grads);
+    let broken = agree::maxima(machine.group, &[f64::from(u8::from(broken))])?[0] > 0.0;
+    let loss = loss::value(&[(task.setup.objective.term(), sum, 1.0)], &denominators);
+    Ok(Pending { grads, loss, tokens: totals[1] as u64, broken, broken_samples })
+}
+
+fn units(machine: &Machine<'_>, task: &Task, batch: &StepBatch) -> Result<Vec<Unit>> {
+    let unit = |number, rows: &Batch| {
+        let most = task.setup.micro_batch.unwrap_or(rows.len());
+        let micro_batches = MicroBatch::cut(task.setup.objective, rows, most, machine.model.device())?;
+        Ok(Unit { number, micro_batches })
+    };
+    match task.setup.determinism {
+        Determinism::Fast => {
+            let rows = Batch::concat(batch.lanes.iter().map(|(_, rows)| rows.clone()));
+            rows.iter().map(|rows| unit(machine.group.rank(), rows)).collect()
+        }
+        Determinism::Strict => batch.lanes.iter().map(|(lane, rows)| unit(*lane as usize, rows)).collect(),
+    }
+}
+
+/// Losses whose rows do not see each other.
+fn row_by_row(
+    machine: &Machine<'_>,
+    task: &Task,
+    objective: Objective,
+    units: &[Unit],
+    denominators: &Counts,
+    broken: &mut Vec<u64>,
+) -> Result<Vec<Computed>> {
+    let mode = Mode { train: true, step: task.step, pass: 0 };
+    let mut computed = Vec::with_capacity(units.len());
+    for unit in units {
+        let mut sum = 0.0;
+        for micro in &unit.micro_batches {
+            machine.observer.progress();
+            let Some(targets) = &micro.targets else { continue };
+            let output = forward(machine.model, &task.setup.adapter, &micro.passes[0], mode);
+            let terms = objective.terms(&output, targets)?;
+            let value: f64 = terms.iter().map(|term| term.sum.double_value(&[])).sum();
+            if !value.is_finite() {
+                broken.extend(&micro.samples);
+            }
+            sum += value;
+            if let Some(total) = loss::total(&terms, denominators).filter(Tensor::requires_grad) {
+                total.backward();
+            }
+        }
+        let grads = task.take_grads();
+        note_broken(&grads, unit, broken);
+        computed.push(Computed { number: unit.number, grads, sum });
+    }
+    Ok(computed)
+}
+
+/// A contrastive loss over the whole global batch: embeddings first, then their gradients, then those of parameters.
+fn across_rows(
+    machine: &Machine<'_>,
+    task: &Task,
+    batch: &StepBatch,
+    units: &[Unit],
+    temperature: f64,
+    broken: &mut Vec<u64>,
+) -> Result<Vec<Computed>> {
+    // When rows are cut for memory's sake their graphs must not all live at once: embed without, then again with one.
+    let keep =
+        task.setup.micro_batch.is_none() || units.iter().map(|unit| unit.micro_batches.len()).sum::<usize>() <= 1;
+    let mut embedded: Vec<Vec<[Tensor; 2]>> = Vec::with_capacity(units.len());
+    for unit in units {
+        let embed_all = || unit.micro_batches.iter().map(|micro| embed_pair(machine, task, micro)).collect();
+        let pairs: Result<_> = if keep { embed_all() } else { tch::no_grad(embed_all) };
+        embedded.push(pairs?);
+    }
+    let (queries, passages) = gather(machine, batch, &embedded)?;
+    let (d_queries, d_passages, sum) = contrastive::cotangents(&queries, &passages, temperature);
+    let mut at = own_start(machine.group, batch);
+    let mut computed = Vec::with_capacity(units.len());
+    for (index, (unit, pairs)) in units.iter().zip(embedded).enumerate() {
+        for (micro, kept) in unit.micro_batches.iter().zip(pairs) {
+            let rows = micro.samples.len() as i64;
+            let pair = if keep { kept } else { embed_pair(machine, task, micro)? };
+            for (embedding, cotangent) in pair.iter().zip([&d_queries, &d_passages]) {
+                let weighted = (embedding.to_kind(Kind::Float) * cotangent.narrow(0, at, rows)).sum(Kind::Float);
+                if weighted.requires_grad() {
+                    weighted.backward();
+                }
+            }
+            if pair.iter().any(|embedding| !clip::is_finite(embedding)) {
+                broken.extend(&micro.samples);
+            }
+            at += rows;
+        }
+        let grads = task.take_grads();
+        note_broken(&grads, unit, broken);
+        // Every rank knows the whole sum; it must be counted once.
+        let first = machine.group.rank() == 0 && index == 0;
+        computed.push(Computed { number: unit.number, grads, sum: if first { sum } else { 0.0 } });
+    }
+    Ok(computed)
+}
+
+/// Query and passage embeddings of a micro-batch, each `[rows, d]`.
+fn embed_pair(machine: &Machine<'_>, task: &Task, micro: &MicroBatch) -> Result<[Tensor; 2]> {
+    machine.observer.progress();
+    let embed = |pass: u32| match micro.passes.get(pass as usize) {
+        Some(input) => {
+            let mode = Mode { train: true, step: task.step, pass };
+            match forward(machine.model, &task.setup.adapter, input, mode) {
+                Output::Vectors(vectors) => Ok(vectors),
+                _ => Err(wrong_head(task.setup.objective)),
+            }
+        }
+        None => Err(wrong_head(task.setup.objective)),
+    };
+    Ok([embed(0)?, embed(1)?])
+}
+
+/// Queries and passages of all ranks in lane order, each `[n, d]`, without graphs.
+fn gather(machine: &Machine<'_>, batch: &StepBatch, embedded: &[Vec<[Tensor; 2]>]) -> Result<(Tensor, Tensor)> {
+    let width = machine.model.config().info().hidden_size as i64;
+    let side = |side: usize| {
+        let parts: Vec<_> = embedded.iter().flatten().map(|pair| pair[side].detach().to_kind(Kind::Float)).collect();
+        match parts.is_empty() {
+            true => Tensor::zeros([0, width], (Kind::Float, machine.model.device())),
+            false => Tensor::cat(&parts, 0),
+        }
+    };
+    let own = Tensor::cat(&[side(0), side(1)], 1); // [k, 2 d]
+    let counts = rank_rows(machine.group, batch);
+    let all = agree::gather_rows(machine.group, &own, &counts)?;
+    Ok((all.narrow(1, 0, width).contiguous(), all.narrow(1, width, width).contiguous()))
+}
+
+/// Rows of every rank.
+fn rank_rows(group: &dyn Collective, batch: &StepBatch) -> Vec<usize> {
+    let lanes_total = batch.lane_rows.len() as u32;
+    let rows = |rank| lanes::of_rank(lanes_total, rank, group.world()).map(|lane| batch.lane_rows[lane as usize]).sum();
+    (0..group.world()).map(rows).collect()
+}
+
+/// Number of this rank's first row in the gathered order.
+fn own_start(group: &dyn Collective, batch: &StepBatch) -> i64 {
+    rank_rows(group, batch).iter().take(group.rank()).sum::<usize>() as i64
+}
+
+/// Names the samples of a unit whose gradient is not finite though its losses were.
+fn note_broken(grads: &Tensor, unit: &Unit, broken: &mut Vec<u64>) {
+    if broken.is_empty() && !clip::is_finite(grads) {
+        broken.extend(unit.micro_batches.iter().flat_map(|micro| &micro.samples));
+    }
+}
+
+/// The sum of the gradients `[n]` and of the losses over all ranks.
+fn reduce(group: &dyn Collective, task: &Task, batch: &StepBatch, computed: &[Computed]) -> Result<(Tensor, f64)> {
+    let n = task.layout.numel();
+    match task.setup.determinism {
+        Determinism::Fast => {
+            let mut grads = match computed {
+                [one] => one.grads.shallow_clone(),
+                _ => Tensor::zeros([n], (Kind::Float, group.device())),
+            };
+            group.all_reduce(&mut grads, ReduceOp::Sum)?;
+            let sum = agree::sums(group, &[computed.iter().map(|unit| unit.sum).sum()])?[0];
+            Ok((grads, sum))
+        }
+        Determinism::Strict => {
+            let total = batch.lane_rows.len();
+            let grads: Vec<_> = computed.iter().map(|unit| (unit.number, unit.grads.shallow_clone())).collect();
+            let grads = strict_sum(group, &grads, total, &[n], Kind::Float)?;
+            let sums: Vec<_> = computed
+                .iter()
+                .map(|unit| (unit.number, Tensor::from_slice(&[unit.sum]).to_device(group.device())))
+                .collect();
+            let sum = strict_sum(group, &sums, total, &[1], Kind::Double)?;
+            Ok((grads, sum.double_value(&[0])))
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! A task's data: opened, checked to be the same on every rank, and fed lane by lane from any step on.
+
+use std::sync::Arc;
+
+use pleach_base::{Result, TaskName, code};
+use pleach_comm::Collective;
+use pleach_data::{Batch, Cursor, Dataset, Encoder, Example, Limits, Loader, OpenOptions, Order, Plan, Side};
+use pleach_nn::BackboneConfig;
+use pleach_spec::job::{DataSpec, DataTask, EvalSpec, TrainSpec};
+
+use super::keepalive;
+use super::model::Encoders;
+use crate::engine::StepBatch;
+use crate::eval::EvalSet;
+use crate::lanes;
+use crate::observer::Observer;
+
+/// Lane batches that are ready before they are asked for.
+const AHEAD: usize = 4;
+
+/// The training rows of a task and their order.
+#[derive(Debug)]
+pub(super) struct TaskData {
+    dataset: Arc<Dataset>,
+    encoder: Arc<Encoder>,
+    order: Order,
+    feed: Option<Feed>,
+}
+
+/// The lanes of this rank, read ahead.
+#[derive(Debug)]
+struct Feed {
+    loader: Loader,
+    /// The step that comes next.
+    step: u64,
+}
+
+/// What opening data needs from around it.
+pub(super) struct Opener<'a> {
+    pub(super) group: &'a dyn Collective,
+    pub(super) observer: &'a dyn Observer,
+    pub(super) model: &'a dyn BackboneConfig,
+    pub(super) folder: &'a std::path::Path,
+}
+
+impl Opener<'_> {
+    fn limits(&self, task: DataTask) -> Limits {
+        let info = self.model.info();
+        let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Limits {
+            vocab_size: small(info.vocab_size),
+            num_labels: (task == DataTask::SequenceClassification).then_some(small(info.num_labels)),
+            max_positions: Some(small(info.max_positions)),
+        }
+    }
+
+    fn encoder(&self, encoders: &mut Encoders, spec: &DataSpec, side: Side) -> Result<Arc<Encoder>> {
+        encoders.get(&format!("{spec:?} {side:?}"), || Encoder::open(spec, self.folder, side, self.limits(spec.task)))
+    }
+
+    fn open(&self, source: &str, spec: &DataSpec, encoder: &Encoder) -> Result<Dataset> {
+        let options = OpenOptions { max_bad_rows: spec.max_bad_rows, ..OpenOptions::default() };
+        let dataset = keepalive::during(self.observer, || Dataset::open_source(source, encoder, &options))?;
+        super::broadcast::same(self.group, dataset.digest(), |ranks| {
+            code::DATA_SOURCE
+                .error(format!("{source}: ranks {ranks:?} see other rows than rank 0"))
+                .hint("every worker must read the same files: use shared storage, or equal copies under the same path")
+        })?;
+        Ok(dataset)
+    }
+
+    /// Opens a task's training rows.
+    pub(super) fn task(
+        &self,
+        encoders: &mut Encoders,
+        spec: &DataSpec,
+        train: &TrainSpec,
+        name: &TaskName,
+    ) -> Result<TaskData> {
+        let encoder = self.encoder(encoders, spec, Side::Both)?;
+        let dataset = self.open(&spec.source, spec, &encoder)?;
+        let plan = Plan::of(train, dataset.len(), train.lanes.unwrap_or(1))?;
+        let order = Order::new(plan, train.seed, name, spec);
+        Ok(TaskData { dataset: Arc::new(dataset), encoder, order, feed: None })
+    }
+
+    /// Reads and encodes what a task is evaluated on.
+    pub(super) fn eval(&self, encoders: &mut Encoders, spec: &DataSpec, eval: &EvalSpec) -> Result<EvalSet> {
+        let rows = self.all(encoders, &eval.source, spec, Side::Both)?;
+        if spec.task != DataTask::Retrieval {
+            return Ok(EvalSet::rows(rows));
+        }
+        let more = match &eval.candidates {
+            Some(source) => self.all(encoders, source, spec, Side::Passage)?,
+            None => Vec::new(),
+        };
+        Ok(EvalSet::retrieval(rows, more))
+    }
+
+    fn all(&self, encoders: &mut Encoders, source: &str, spec: &DataSpec, side: Side) -> Result<Vec<Example>> {
+        let encoder = self.encoder(encoders, spec, side)?;
+        let dataset = self.open(source, spec, &encoder)?;
+        let encode = || (0..dataset.len()).map(|row| encoder.encode(&dataset.row(row)?)).collect();
+        keepalive::during(self.observer, encode)
+    }
+}
+
+impl TaskData {
+    /// How steps are cut.
+    pub(super) fn plan(&self) -> &Plan {
+        self.order.plan()
+    }
+
+    /// Malformed rows that were skipped.
+    pub(super) fn bad_rows(&self) -> u64 {
+        self.dataset.bad_count()
+    }
+
+    /// sha256 of the dataset's manifest.
+    pub(super) fn digest(&self) -> &str {
+        self.dataset.digest()
+    }
+
+    /// Epochs done after `step` steps, with fraction.
+    pub(super) fn epoch(&self, step: u64) -> f64 {
+        if step == 0 {
+            return 0.0;
+        }
+        let (epoch, positions) = self.plan().step(step - 1);
+        epoch as f64 + positions.end as f64 / self.plan().rows() as f64
+    }
+
+    /// This rank's part of step `step` (from 0).
+    pub(super) fn batch(&mut self, step: u64, group: &dyn Collective) -> Result<StepBatch> {
+        let lanes = lanes::of_rank(self.plan().lanes(), group.rank(), group.world());
+        let mut feed = match self.feed.take() {
+            Some(feed) if feed.step == step => feed,
+            _ => {
+                let work = Cursor { step }.work(self.order, lanes.clone());
+                let loader = Loader::start(Arc::clone(&self.dataset), Arc::clone(&self.encoder), work, AHEAD)?;
+                Feed { loader, step }
+            }
+        };
+        let mut own: Vec<(u32, Batch)> = Vec::with_capacity(lanes.len());
+        for lane in lanes {
+            let next = feed.loader.next().unwrap_or_else(|| {
+                Err(code::INTERNAL.error(format!("the reader ended before lane {lane} of step {}", step + 1)))
+            })?;
+            own.push((lane, next.batch));
+        }
+        feed.step += 1;
+        self.feed = Some(feed);
+        let rows = |lane| {
+            let positions = self.plan().lane(step, lane).positions;
+            (positions.end - positions.start) as usize
+        };
+        Ok(StepBatch { lanes: own, lane_rows: (0..self.plan().lanes()).map(rows).collect() })
+    }
+}

@@ -1,0 +1,140 @@
+//! Where a task goes on: rank 0 takes the task over in the store, reads the newest durable step, and gives it to all.
+//!
+//! One reader instead of all of them: the ranks cannot pick different steps, and only rank 0 needs the store.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use pleach_base::{Result, ResultExt as _, TaskName, code};
+use pleach_comm::Collective;
+use pleach_store::{Snapshot, SnapshotFile};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::broadcast;
+use super::checkpoint::{BASE_FINGERPRINT, METRICS};
+
+/// A durable step as every rank gets it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Resumed {
+    pub(super) files: BTreeMap<String, Bytes>,
+    pub(super) meta: Map<String, Value>,
+}
+
+/// What goes in front of the files: everything that is not bulk.
+#[derive(Debug, Serialize, Deserialize)]
+struct Header {
+    /// Names and lengths, in the order in which the bytes follow.
+    files: Vec<(String, usize)>,
+    meta: Map<String, Value>,
+}
+
+/// The snapshot that rank 0 found, on every rank; `None` when there is none. A collective call.
+///
+/// # Errors
+/// Those of [`Collective`].
+pub(super) fn share(group: &dyn Collective, found: Option<Snapshot>) -> Result<Option<Resumed>> {
+    let message = found.as_ref().map(pack).transpose()?.unwrap_or_default();
+    let message = Bytes::from(broadcast::bytes(group, message)?);
+    if message.is_empty() { Ok(None) } else { unpack(&message).map(Some) }
+}
+
+fn pack(snapshot: &Snapshot) -> Result<Vec<u8>> {
+    let files = snapshot.files.iter().map(|file| (file.name.clone(), file.bytes.len())).collect();
+    let header = serde_json::to_vec(&Header { files, meta: snapshot.meta.clone() })
+        .or_code(code::INTERNAL, || "cannot pack a snapshot".to_owned())?;
+    let mut message = (header.len() as u64).to_le_bytes().to_vec();
+    message.extend(header);
+    for SnapshotFile { bytes, .. } in &snapshot.files {
+        message.extend_from_slice(bytes);
+    }
+    Ok(message)
+}
+
+fn unpack(message: &Bytes) -> Result<Resumed> {
+    let broken = || code::INTERNAL.error("a broadcast snapshot is cut short");
+    let prefix: [u8; 8] = message.get(..8).and_then(|bytes| bytes.try_into().ok()).ok_or_else(broken)?;
+    let mut at = 8 + u64::from_le_bytes(prefix) as usize;
+    let header: Header = serde_json::from_slice(message.get(8..at).ok_or_else(broken)?)
+        .or_code(code::INTERNAL, || "cannot unpack a broadcast snapshot".to_owned())?;
+    let mut files = BTreeMap::new();
+    for (name, length) in header.files {
+        if at + length > message.len() {
+            return Err(broken());
+        }
+        files.insert(name, message.slice(at..at + length));
+        at += length;
+    }
+    Ok(Resumed { files, meta: header.meta })
+}
+
+impl Resumed {
+    /// The metrics of its manifest.
+    pub(super) fn metrics(&self) -> Map<String, Value> {
+        self.meta.get(METRICS).and_then(Value::as_object).cloned().unwrap_or_default()
+    }
+
+    /// # Errors
+    /// `ADAPTER_BASE` when it was trained on another base model.
+    pub(super) fn check_base(&self, task: &TaskName, fingerprint: &str) -> Result<()> {
+        check_base(self.meta.get(BASE_FINGERPRINT), &format!("task {task}: its newest checkpoint"), fingerprint)
+    }
+}
+
+/// # Errors
+/// `ADAPTER_BASE` when `recorded` is there and differs.
+pub(super) fn check_base(recorded: Option<&Value>, what: &str, fingerprint: &str) -> Result<()> {
+    match recorded.and_then(Value::as_str) {
+        Some(recorded) if recorded != fingerprint => Err(code::ADAPTER_BASE
+            .error(format!(
+                "{what} was trained on a base model with fingerprint {}, this one has {}",
+                short(recorded),
+                short(fingerprint)
+            ))
+            .hint("set `backbone.path` to the model that the adapter was trained on, or start a job of another name")),
+        _ => Ok(()),
+    }
+}
+
+fn short(fingerprint: &str) -> &str {
+    fingerprint.get(..12).unwrap_or(fingerprint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pleach_base::Step;
+    use pleach_store::Gate;
+    use serde_json::json;
+
+    fn snapshot() -> Snapshot {
+        let meta = json!({"base_fingerprint": "aaaa", "metrics": {"eval/mrr": 0.5}});
+        Snapshot {
+            step: Step(3),
+            files: vec![SnapshotFile::new("b", vec![1u8, 2, 3]), SnapshotFile::new("a", Vec::new())],
+            gate: Gate::passed(),
+            meta: meta.as_object().unwrap().clone(),
+        }
+    }
+
+    #[test]
+    fn a_snapshot_survives_the_broadcast_and_a_cut_one_is_seen() {
+        let group = pleach_comm::local(tch::Device::Cpu);
+        let resumed = share(group.as_ref(), Some(snapshot())).unwrap().unwrap();
+        assert_eq!(resumed.files["b"], vec![1u8, 2, 3]);
+        assert_eq!(resumed.files["a"].len(), 0);
+        assert_eq!(resumed.metrics()["eval/mrr"], 0.5);
+        assert_eq!(share(group.as_ref(), None).unwrap(), None);
+        let whole = pack(&snapshot()).unwrap();
+        for cut in [4, 12, whole.len() - 1] {
+            assert!(unpack(&Bytes::copy_from_slice(&whole[..cut])).is_err(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn another_base_is_refused() {
+        let resumed = unpack(&Bytes::from(pack(&snapshot()).unwrap())).unwrap();
+        assert!(resumed.check_base(&"t".into(), "aaaa").is_ok());
+        assert_eq!(resumed.check_base(&"t".into(), "bbbb").unwrap_err().code(), code::ADAPTER_BASE);
+    }
+}

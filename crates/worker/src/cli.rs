@@ -1,0 +1,54 @@
+//! The command line.
+
+use clap::{Parser, ValueEnum};
+
+/// One rank's worth of a machine: joins a coordinator, trains what it is given.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "pleach-worker", version)]
+pub struct Args {
+    /// Address of the coordinator.
+    #[arg(long, env = "PLEACH_ADDRESS", default_value = "http://127.0.0.1:7700")]
+    pub coordinator: String,
+    /// Stable name of this worker; the host name and process id when absent.
+    #[arg(long, env = "PLEACH_WORKER_NAME")]
+    pub name: Option<String>,
+    /// Host or address by which the other workers reach this one, and where it serves the rendezvous.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub listen_host: String,
+    /// Address or interface for collectives; where the rendezvous is reached from when absent.
+    #[arg(long)]
+    pub comm_bind: Option<String>,
+    /// Intra-op threads; all cores when absent. A job's `workers.threads` wins.
+    #[arg(long)]
+    pub threads: Option<u32>,
+    /// `cpu` or `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// How log lines look on standard error.
+    #[arg(long, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+    /// Exit after one job.
+    #[arg(long)]
+    pub once: bool,
+    /// Token of the coordinator.
+    #[arg(long, env = "PLEACH_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// PEM file of the authority that signed the coordinator's certificate.
+    #[arg(long, env = "PLEACH_CA")]
+    pub ca: Option<std::path::PathBuf>,
+    /// Seconds that training goes on without the coordinator before it stops with a checkpoint.
+    #[arg(long, default_value_t = 60)]
+    pub grace: u64,
+    /// Exchange signatures before every collective, to find ranks that differ.
+    #[arg(long)]
+    pub checked: bool,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
