@@ -103,9 +103,11 @@ mod tests {
         bytes.extend_from_slice(b"\nnext\n");
         let mut found = Vec::new();
         let reader = io::BufReader::new(&bytes[..]);
-        scan(reader, |line| Ok::<_, Infallible>(found.push((line.number, line.offset, line.bytes.map(<[u8]>::len)))))
-            .unwrap()
-            .unwrap();
+        let scanned = scan(reader, |line| {
+            found.push((line.number, line.offset, line.bytes.map(<[u8]>::len)));
+            Ok::<_, Infallible>(())
+        });
+        scanned.unwrap().unwrap();
         assert_eq!(found, [(1, 0, None), (2, MAX_LINE as u64 + 11, Some(4))]);
     }
 

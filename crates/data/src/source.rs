@@ -81,7 +81,7 @@ fn local(source: &str) -> Result<Vec<SourceFile>> {
     }
     let cannot = || format!("{source}: cannot be searched");
     let mut files = Vec::new();
-    for found in glob::glob(source).or_code(code::DATA_SOURCE, || format!("{source}: not a glob"))? {
+    for found in glob::glob_with(source, GLOB).or_code(code::DATA_SOURCE, || format!("{source}: not a glob"))? {
         let found = found.or_code(code::DATA_SOURCE, cannot)?;
         if found.is_file() {
             files.push(file(found)?);
@@ -128,6 +128,7 @@ fn remote(source: &str, options: &OpenOptions) -> Result<Vec<SourceFile>> {
     Ok(files)
 }
 
+/// `*` stays within a folder, `**` crosses folders, hidden files are matched by name only.
 const GLOB: glob::MatchOptions =
     glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
 
