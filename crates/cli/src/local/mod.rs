@@ -1,0 +1,6 @@
+//! Worker processes of this machine, for `pleach train`: started, watched, started anew when they die, drained.
+
+mod child;
+mod crew;
+
+pub(crate) use crew::{Crew, Orders, Recruit};
