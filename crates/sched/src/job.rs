@@ -186,6 +186,12 @@ impl Job {
         }
     }
 
+    /// A job as it is before the scheduler has heard of it.
+    #[must_use]
+    pub fn placeholder(needs: Needs) -> Self {
+        Self::new(0, needs)
+    }
+
     /// The fence of the newest generation.
     #[must_use]
     pub fn fence(&self) -> Fence {

@@ -1,0 +1,201 @@
+//! What workers say.
+
+use std::collections::BTreeSet;
+
+use pleach_base::{Result, Step, WorkerId};
+use pleach_proto::v1;
+use pleach_proto::v1::report_request::Report as Said;
+use pleach_proto::v1::watch_job_response::Update;
+use pleach_sched::{Event, Failure, JobKey, JobState, Part, Report};
+
+use tokio_util::sync::DropGuard;
+
+use super::effects::fenced;
+use super::{Actor, Orders, Session};
+
+/// Reports that are remembered per worker, to recognise repeats.
+const REMEMBERED: usize = 4096;
+/// Evaluations that are kept per task.
+const KEPT_EVALS: usize = 1000;
+
+/// Numbers of reports that were taken.
+#[derive(Default)]
+pub(super) struct Reports(BTreeSet<u64>);
+
+impl Reports {
+    fn taken(&mut self, seq: u64) {
+        self.0.insert(seq);
+        if self.0.len() > REMEMBERED {
+            self.0.pop_first();
+        }
+    }
+}
+
+impl Actor {
+    /// Gives a worker a lease; returns its time to live in milliseconds and the term.
+    pub(crate) fn register(&mut self, worker: WorkerId, host: String, rendezvous_port: u16) -> Result<(u64, u64)> {
+        self.try_apply(Event::Registered { worker, host, rendezvous_port })?;
+        let ttl = u64::try_from(self.settings().lease_ttl.as_millis()).unwrap_or(u64::MAX);
+        Ok((ttl, self.term().0))
+    }
+
+    /// Opens a worker's session; a session before it ends. `guard` tells the reader when it is given up. Returns its
+    /// number.
+    pub(crate) fn open_session(&mut self, worker: &WorkerId, orders: Orders, guard: DropGuard) -> Result<u64> {
+        self.try_apply(Event::Connected { worker: worker.clone() })?;
+        self.sessions_opened += 1;
+        let number = self.sessions_opened;
+        self.sessions.insert(worker.clone(), Session { number, orders, _guard: guard });
+        Ok(number)
+    }
+
+    /// Called when a session broke; one that was replaced meanwhile changes nothing.
+    pub(crate) fn close_session(&mut self, worker: &WorkerId, number: u64) {
+        let current = self.sessions.get(worker).is_some_and(|session| session.number == number);
+        // When the actor itself gave the session up there is no entry, but the worker is cut off all the same.
+        if current || !self.sessions.contains_key(worker) {
+            self.sessions.remove(worker);
+            self.apply(Event::Disconnected { worker: worker.clone() });
+        }
+    }
+
+    pub(crate) fn heartbeat(&mut self, worker: WorkerId, beat: &v1::Heartbeat, part: Option<Part>) {
+        let ack = v1::HeartbeatAck { term: self.term().0 };
+        self.batch.order(&worker, v1::session_response::Message::Ack(ack));
+        let (progress, idle, draining) = (beat.progress, beat.idle, beat.draining);
+        self.apply(Event::Heartbeat { worker, progress, idle, draining, part });
+    }
+
+    /// A row of the step log. Only rank 0 of the current generation writes it.
+    pub(crate) fn step(&mut self, worker: &WorkerId, part: &Part, row: v1::StepRow) {
+        let job = self.state.jobs.get(&part.job).filter(|job| job.fence() == part.fence);
+        if job.and_then(|job| job.gang.as_ref()?.rank_of(worker)) != Some(0) {
+            metrics::counter!("pleach_stale_messages_total").increment(1);
+            tracing::debug!(%worker, job = %part.job, fence = %part.fence, step = row.step, "ignored a stale step");
+            return;
+        }
+        metrics::counter!("pleach_steps_total").increment(1);
+        metrics::counter!("pleach_tokens_total").increment(row.tokens);
+        if let Some(task) = self.task(&part.job, &row.task) {
+            task.step = row.step;
+            task.total_steps = row.total_steps;
+            task.epoch = row.epoch;
+            task.loss = row.loss;
+            task.learning_rate = row.learning_rate;
+            if row.step_seconds > 0.0 {
+                task.tokens_per_second = row.tokens as f64 / row.step_seconds;
+            }
+        }
+        self.append(&part.job, Update::Step(row));
+    }
+
+    /// A line of a worker's log. Lines of older generations are history too.
+    pub(crate) fn log(&mut self, part: &Part, line: v1::LogLine) {
+        self.append(&part.job, Update::Log(line));
+    }
+
+    /// Takes a report. The same one may come twice.
+    ///
+    /// # Errors
+    /// `FENCED` when the worker or its generation is not current.
+    pub(crate) fn report(&mut self, worker: &WorkerId, seq: u64, part: &Part, said: Said) -> Result<()> {
+        let repeated = seq > 0 && self.reports.get(worker).is_some_and(|reports| reports.0.contains(&seq));
+        if repeated {
+            return Ok(());
+        }
+        if !self.entries.contains_key(&part.job) {
+            return Err(fenced(&format!("{} is not known", part.job)));
+        }
+        let ended = self.state.jobs.get(&part.job).is_some_and(|job| job.state.is_terminal());
+        let event = Event::Reported { worker: worker.clone(), part: part.clone(), report: report(&said) };
+        self.try_apply(event)?;
+        if !ended {
+            self.record(worker, &part.job, said);
+        }
+        if seq > 0 && self.state.worker(worker).is_some() {
+            self.reports.entry(worker.clone()).or_default().taken(seq);
+        }
+        Ok(())
+    }
+
+    /// Writes down what a report tells about a task.
+    fn record(&mut self, worker: &WorkerId, key: &JobKey, said: Said) {
+        self.batch.durable();
+        match said {
+            Said::Durable(durable) => {
+                if let Some(task) = self.task(key, &durable.task) {
+                    task.durable_step = task.durable_step.max(durable.step);
+                    task.durable_folder.clone_from(&durable.folder);
+                }
+                let message = format!("step {} of {} is stored in {}", durable.step, durable.task, durable.folder);
+                self.append_event(key, "Checkpoint", message, &worker.name);
+            }
+            Said::Eval(eval) => {
+                if let Some(task) = self.task(key, &eval.task) {
+                    // A generation that went back repeats evaluations.
+                    task.evals.retain(|before| before.step < eval.step);
+                    task.evals.push(eval.clone());
+                    let excess = task.evals.len().saturating_sub(KEPT_EVALS);
+                    task.evals.drain(..excess);
+                }
+                self.append(key, Update::Eval(eval));
+            }
+            Said::Event(event) => self.append(key, Update::Event(event)),
+            Said::Task(told) => {
+                if let Some(task) = self.task(key, &told.name) {
+                    merge(task, told);
+                }
+            }
+            Said::Finished(_) => {
+                let succeeded = self.state.jobs.get(key).is_some_and(|job| job.state == JobState::Succeeded);
+                if let Some(entry) = self.entries.get_mut(key).filter(|_| succeeded) {
+                    entry.tasks.iter_mut().for_each(|task| task.done = true);
+                    self.batch.progress(key);
+                }
+            }
+            Said::Ready(_) | Said::Drained(_) | Said::Failed(_) => {}
+        }
+    }
+
+    fn task(&mut self, key: &JobKey, name: &str) -> Option<&mut v1::TaskStatus> {
+        self.batch.progress(key);
+        self.entries.get_mut(key)?.tasks.iter_mut().find(|task| task.name == name)
+    }
+}
+
+/// Takes over what a worker tells about a task, where it tells anything.
+fn merge(task: &mut v1::TaskStatus, told: v1::TaskStatus) {
+    if !told.method.is_empty() {
+        task.method = told.method;
+    }
+    for (known, told) in [
+        (&mut task.total_steps, told.total_steps),
+        (&mut task.trainable_params, told.trainable_params),
+        (&mut task.all_params, told.all_params),
+    ] {
+        if told > 0 {
+            *known = told;
+        }
+    }
+    task.step = told.step;
+    task.bad_rows = told.bad_rows;
+    task.done = told.done;
+}
+
+fn report(said: &Said) -> Report {
+    match said {
+        Said::Ready(_) => Report::Ready,
+        Said::Durable(durable) => Report::Durable { step: Step(durable.step) },
+        Said::Finished(_) => Report::Finished,
+        Said::Drained(_) => Report::Drained,
+        Said::Failed(failed) => {
+            let failure = failed.failure.clone().unwrap_or_default();
+            Report::Failed {
+                failure: Failure { code: failure.code, message: failure.message, hint: failure.hint },
+                permanent: failed.permanent,
+                suspects: failed.suspects.clone(),
+            }
+        }
+        Said::Eval(_) | Said::Event(_) | Said::Task(_) => Report::Other,
+    }
+}

@@ -1,0 +1,56 @@
+//! Gauges, from the state at the moment of asking: a job that was deleted leaves no stale series behind.
+
+use metrics::gauge;
+use metrics_exporter_prometheus::PrometheusBuilder;
+use pleach_proto::v1;
+use pleach_sched::JobState;
+
+use crate::actor::Overview;
+
+pub(super) fn render(overview: &Overview) -> String {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    metrics::with_local_recorder(&recorder, || record(overview));
+    handle.render()
+}
+
+fn record(overview: &Overview) {
+    describe();
+    gauge!("pleach_term").set(overview.term.0 as f64);
+    let busy = overview.workers.iter().filter(|worker| worker.job.is_some()).count();
+    gauge!("pleach_workers", "state" => "busy").set(busy as f64);
+    gauge!("pleach_workers", "state" => "idle").set((overview.workers.len() - busy) as f64);
+    for state in JobState::ALL {
+        let count = overview.jobs.iter().filter(|(of, _)| *of == state).count();
+        gauge!("pleach_jobs", "state" => state.name()).set(count as f64);
+    }
+    for (_, job) in &overview.jobs {
+        for task in &job.tasks {
+            record_task(job, task);
+        }
+    }
+}
+
+fn record_task(job: &v1::Job, task: &v1::TaskStatus) {
+    let labels = [("tenant", job.tenant.clone()), ("job", job.id.clone()), ("task", task.name.clone())];
+    gauge!("pleach_task_step", &labels).set(task.step as f64);
+    gauge!("pleach_task_loss", &labels).set(task.loss);
+    gauge!("pleach_task_tokens_per_second", &labels).set(task.tokens_per_second);
+    gauge!("pleach_task_durable_step", &labels).set(task.durable_step as f64);
+    gauge!("pleach_task_durable_lag_steps", &labels).set(task.step.saturating_sub(task.durable_step) as f64);
+}
+
+fn describe() {
+    for (name, text) in [
+        ("pleach_term", "Term of this leader"),
+        ("pleach_workers", "Workers that hold a lease"),
+        ("pleach_jobs", "Jobs that are kept"),
+        ("pleach_task_step", "Optimiser steps done"),
+        ("pleach_task_loss", "Loss of the newest step"),
+        ("pleach_task_tokens_per_second", "Real tokens per second in the newest step"),
+        ("pleach_task_durable_step", "Newest step in the store"),
+        ("pleach_task_durable_lag_steps", "Steps that the store is behind"),
+    ] {
+        metrics::describe_gauge!(name, text);
+    }
+}

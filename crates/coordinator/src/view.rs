@@ -1,0 +1,61 @@
+//! From what the coordinator knows to what callers see.
+
+use pleach_proto::v1;
+use pleach_sched::{Job, JobKey, JobState, MemberState};
+
+use crate::db::JobRecord;
+
+pub(crate) fn state(state: JobState) -> v1::JobState {
+    match state {
+        JobState::Queued => v1::JobState::Queued,
+        JobState::Starting => v1::JobState::Starting,
+        JobState::Running => v1::JobState::Running,
+        JobState::Stopping => v1::JobState::Stopping,
+        JobState::Succeeded => v1::JobState::Succeeded,
+        JobState::Failed => v1::JobState::Failed,
+        JobState::Cancelled => v1::JobState::Cancelled,
+    }
+}
+
+pub(crate) fn job(key: &JobKey, record: &JobRecord, tasks: &[v1::TaskStatus], last_seq: u64) -> v1::Job {
+    let sched = &record.sched;
+    v1::Job {
+        id: key.job.to_string(),
+        tenant: key.tenant.to_string(),
+        spec_json: record.spec.clone(),
+        state: state(sched.state).into(),
+        reason: sched.reason.clone(),
+        created_unix_ms: millis(record.created_ms),
+        updated_unix_ms: millis(record.updated_ms),
+        generation: sched.generation.0,
+        tasks: tasks.to_vec(),
+        members: members(sched),
+        restarts: sched.restarts,
+        error_code: sched.failure.as_ref().map(|failure| failure.code.clone()).unwrap_or_default(),
+        lanes: sched.needs.lanes,
+        min_workers: sched.needs.min_workers,
+        max_workers: sched.needs.max_workers,
+        term: sched.term.0,
+        last_seq,
+    }
+}
+
+fn members(job: &Job) -> Vec<v1::Member> {
+    let Some(gang) = &job.gang else { return Vec::new() };
+    let present = |(_, member): &(u32, &pleach_sched::Member)| member.state != MemberState::Gone;
+    (0u32..).zip(&gang.members).filter(present).map(|(rank, member)| self::member(rank, member)).collect()
+}
+
+pub(crate) fn member(rank: u32, member: &pleach_sched::Member) -> v1::Member {
+    v1::Member {
+        worker: member.worker.name.clone(),
+        incarnation: member.worker.incarnation,
+        rank,
+        host: member.host.clone(),
+        lanes: member.lanes.clone(),
+    }
+}
+
+pub(crate) fn millis(ms: u64) -> i64 {
+    i64::try_from(ms).unwrap_or(i64::MAX)
+}
