@@ -15,6 +15,7 @@ mod wheel;
 
 use anyhow::Result;
 
+pub(crate) use disk::require as require_space;
 pub(crate) use libtorch::{Libtorch, View};
 pub(crate) use lock::Lock;
 pub(crate) use model::minilm;
