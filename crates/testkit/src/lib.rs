@@ -1,3 +1,4 @@
 //! Servers, processes and fault proxies for tests.
 
+pub mod process;
 pub mod s3;

@@ -4,7 +4,7 @@ use pleach_base::{Error, Result, WorkerId, code};
 use pleach_proto::v1::session_request::Message;
 use pleach_proto::v1::worker_service_server::WorkerService;
 use pleach_proto::v1::{
-    Heartbeat, RegisterRequest, RegisterResponse, ReportRequest, ReportResponse, SessionRequest, SessionResponse,
+    RegisterRequest, RegisterResponse, ReportRequest, ReportResponse, SessionRequest, SessionResponse,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -48,15 +48,7 @@ impl WorkerService for Workers {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let (orders, answers) = mpsc::channel(UNREAD);
         let (shared, requests) = (self.shared.clone(), request.into_inner());
-        self.shared.tasks.spawn(async move {
-            let failed = orders.downgrade();
-            if let Err(error) = hold(&shared, requests, orders).await
-                && let Some(orders) = failed.upgrade()
-            {
-                // The worker may be gone; then nobody is there to tell.
-                let _ = orders.try_send(Err(status(error)));
-            }
-        });
+        self.shared.tasks.spawn(hold(shared, requests, orders));
         Ok(Response::new(ReceiverStream::new(answers)))
     }
 
@@ -80,35 +72,50 @@ fn worker(name: &str, incarnation: u64) -> Result<WorkerId> {
     Ok(WorkerId { name: name.to_owned(), incarnation })
 }
 
+/// A session that stands.
+struct Open {
+    id: WorkerId,
+    number: u64,
+    /// Cancelled when the actor gives the session up.
+    given_up: CancellationToken,
+    first: SessionRequest,
+}
+
 /// Reads a session until it breaks.
-async fn hold(shared: &Shared, mut requests: Streaming<SessionRequest>, orders: Orders) -> Result<()> {
-    let Some(first) = next(shared, &mut requests).await else { return Ok(()) };
-    let id = worker(&first.worker, first.incarnation)?;
-    let given_up = CancellationToken::new();
-    let opened = {
-        let (id, orders, guard) = (id.clone(), orders.clone(), given_up.clone().drop_guard());
-        shared.actor.ask(move |actor| actor.open_session(&id, orders, guard)).await
-    };
-    let number = match opened {
-        Ok(number) => number,
+async fn hold(shared: Shared, mut requests: Streaming<SessionRequest>, orders: Orders) {
+    let open = match open(&shared, &mut requests, &orders).await {
+        Ok(Some(open)) => open,
+        Ok(None) => return,
         Err(error) => {
-            // The sender must live until the reason is sent.
+            // The worker may be gone; then nobody is there to tell.
             let _ = orders.try_send(Err(status(error)));
-            return Ok(());
+            return;
         }
     };
     // From here on only the actor holds the sender: when it gives the session up, the stream ends.
     drop(orders);
+    let Open { id, number, given_up, first } = open;
     let mut message = Some(first);
     while let Some(request) = message {
-        take(shared, &id, request).await?;
+        if let Err(error) = take(&shared, &id, request).await {
+            tracing::debug!(worker = %id, error = %error.chain(), "closing the session");
+            break;
+        }
         message = tokio::select! {
-            message = next(shared, &mut requests) => message,
+            message = next(&shared, &mut requests) => message,
             () = given_up.cancelled() => None,
         };
     }
     shared.actor.tell(move |actor| actor.close_session(&id, number)).await;
-    Ok(())
+}
+
+async fn open(shared: &Shared, requests: &mut Streaming<SessionRequest>, orders: &Orders) -> Result<Option<Open>> {
+    let Some(first) = next(shared, requests).await else { return Ok(None) };
+    let id = worker(&first.worker, first.incarnation)?;
+    let given_up = CancellationToken::new();
+    let (named, orders, guard) = (id.clone(), orders.clone(), given_up.clone().drop_guard());
+    let number = shared.actor.ask(move |actor| actor.open_session(&named, orders, guard)).await?;
+    Ok(Some(Open { id, number, given_up, first }))
 }
 
 async fn next(shared: &Shared, requests: &mut Streaming<SessionRequest>) -> Option<SessionRequest> {
@@ -124,7 +131,6 @@ async fn take(shared: &Shared, id: &WorkerId, request: SessionRequest) -> Result
     let id = id.clone();
     let works = match (message, part) {
         (Some(Message::Heartbeat(beat)), part) => {
-            let beat: Heartbeat = beat;
             shared.actor.tell(move |actor| actor.heartbeat(id, &beat, part)).await
         }
         (Some(Message::Step(row)), Some(part)) => shared.actor.tell(move |actor| actor.step(&id, &part, row)).await,
