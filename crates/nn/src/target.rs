@@ -221,7 +221,7 @@ impl LayerRule {
         } else {
             names.iter().map(|name| format!(r"^.*\.{name}\.(\d+)\.")).collect()
         };
-        let rules = texts.iter().map(|text| compile(text, "layers_pattern")).collect::<Result<_>>()?;
+        let rules = texts.iter().map(|text| compile(text, text, "layers_pattern")).collect::<Result<_>>()?;
         Ok(Self::Only { numbers, rules })
     }
 
@@ -238,16 +238,17 @@ fn is_suffix(path: &str, name: &str) -> bool {
 }
 
 fn whole(text: &str, field: &str) -> Result<Regex> {
-    compile(&format!(r"\A(?:{text})\z"), field)
+    compile(&format!(r"\A(?:{text})\z"), text, field)
 }
 
 fn saved_rule(name: &str) -> Result<Regex> {
-    compile(&format!(r"^(?:|.*\.){name}(?:$|\..*)"), "modules_to_save")
+    compile(&format!(r"^(?:|.*\.){name}(?:$|\..*)"), name, "modules_to_save")
 }
 
-fn compile(text: &str, field: &str) -> Result<Regex> {
+/// `shown` is what the user wrote of it.
+fn compile(text: &str, shown: &str, field: &str) -> Result<Regex> {
     Regex::new(text).map_err(|error| {
-        code::METHOD_CONFIG.error(format!("{field}: `{text}` is not a regular expression")).caused_by(error)
+        code::METHOD_CONFIG.error(format!("{field}: `{shown}` is not a regular expression")).caused_by(error)
     })
 }
 
@@ -297,7 +298,7 @@ impl Sites {
         field: &str,
     ) -> Result<Option<V>> {
         for (key, value) in patterns {
-            let rule = compile(&format!(r"\A(?:(?:.*\.)?(?:{key}))\z"), field)?;
+            let rule = compile(&format!(r"\A(?:(?:.*\.)?(?:{key}))\z"), key, field)?;
             if rule.is_match(path).unwrap_or(false) {
                 return Ok(Some(value));
             }

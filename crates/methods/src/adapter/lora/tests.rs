@@ -1,0 +1,113 @@
+use std::path::PathBuf;
+
+use pleach_nn::{HeadKind, HeadOptions, ModelDir, configure};
+use serde_json::json;
+
+use super::*;
+use crate::registry::{Method, find};
+
+fn model(name: &str, kind: Option<HeadKind>) -> Box<dyn BackboneConfig> {
+    let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/parity")).join(name).join("model");
+    configure(&ModelDir::config_only(&path).unwrap(), &HeadOptions { kind, ..HeadOptions::default() }).unwrap()
+}
+
+fn lora() -> &'static dyn Method {
+    find(MethodKind::Adapter, "lora").unwrap()
+}
+
+fn plan(model: &dyn BackboneConfig, options: &Value) -> Result<Plan> {
+    lora().parse(options.as_object().unwrap(), "spec.tasks[0].adapter")?.plan(model)
+}
+
+#[test]
+fn defaults_are_pefts() {
+    let config = Config::default();
+    assert_eq!((config.r, config.lora_alpha, config.lora_dropout), (8, 8.0, 0.0));
+    let llama = model("llama-lora", None);
+    let paths = |plan: &Plan, model: &dyn BackboneConfig| -> Vec<_> {
+        plan.sites.iter().map(|id| model.sites()[*id].path.clone()).collect()
+    };
+    let found = plan(&*llama, &json!({})).unwrap();
+    assert_eq!(paths(&found, &*llama)[..2], ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"]);
+    let bert = model("bert-lora", None);
+    let found = plan(&*bert, &json!({})).unwrap();
+    let first = ["bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.0.attention.self.value"];
+    assert_eq!(paths(&found, &*bert)[..2], first);
+    assert_eq!(found.saved.len(), 1, "classification trains its head");
+}
+
+#[test]
+fn counts_are_those_of_the_recorded_cases() {
+    let r4 = json!({"r": 4, "target_modules": "all-linear"});
+    assert_eq!(plan(&*model("llama-lora", None), &r4).unwrap().params(), 9_344);
+    assert_eq!(plan(&*model("bert-lora", None), &json!({"r": 4})).unwrap().params(), 2_243);
+    let qv = json!({"r": 8, "use_rslora": true});
+    assert_eq!(plan(&*model("llama-lora-qv-rslora", None), &qv).unwrap().params(), 3_584);
+}
+
+#[test]
+fn patterns_change_rank_and_scaling_of_what_they_match() {
+    let options = json!({"r": 8, "lora_alpha": 16, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.*v_proj": 4}});
+    let config: Config = serde_json::from_value(options.clone()).unwrap();
+    let (q, v) = ("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj");
+    assert_eq!((config.rank(q).unwrap(), config.rank(v).unwrap()), (2, 8));
+    assert_eq!((config.scaling(q).unwrap(), config.scaling(v).unwrap()), (8.0, 0.5));
+    let rs = Config { use_rslora: true, ..config };
+    assert_eq!(rs.scaling(v).unwrap(), 4.0 / 8f64.sqrt());
+    let llama = model("llama-lora", None);
+    let shapes: Vec<_> = plan(&*llama, &options).unwrap().tensors.iter().map(|tensor| tensor.shape.clone()).collect();
+    assert_eq!(shapes[..4], [vec![2, 64], vec![64, 2], vec![8, 64], vec![32, 8]]);
+}
+
+#[test]
+fn beginnings_are_as_asked() {
+    let llama = model("llama-lora", None);
+    let inits = |options: Value| -> Vec<_> { plan(&*llama, &options).unwrap().tensors[..2].iter().map(|t| t.init).collect() };
+    assert_eq!(inits(json!({})), [Init::Uniform { bound: 0.125 }, Init::Zeros]);
+    assert_eq!(inits(json!({"init_lora_weights": "gaussian", "r": 4})), [Init::Normal { std: 0.25 }, Init::Zeros]);
+    let none = inits(json!({"init_lora_weights": false, "r": 4}));
+    assert_eq!(none, [Init::Uniform { bound: 0.125 }, Init::Uniform { bound: 0.5 }]);
+}
+
+#[test]
+fn modules_to_save_are_whole_and_no_targets() {
+    let llama = model("llama-lora", None);
+    let options = json!({"target_modules": "all-linear", "modules_to_save": ["lm_head", "layers.1.mlp"]});
+    let found = plan(&*llama, &options).unwrap();
+    let saved: Vec<_> = found.saved.iter().map(|id| llama.sites()[*id].path.as_str()).collect();
+    assert_eq!(saved, ["model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj", "lm_head"]);
+    assert!(found.saved.iter().all(|id| !found.sites.contains(id)));
+    let last = found.tensors.last().unwrap();
+    assert_eq!((last.name.as_str(), last.init), ("base_model.model.lm_head.weight", Init::Base));
+    let error = plan(&*llama, &json!({"modules_to_save": ["lm_haed"]})).unwrap_err();
+    assert_eq!(error.code(), code::TARGET_NOTHING);
+    assert!(error.hint_text().unwrap().contains("lm_head"));
+}
+
+#[test]
+fn errors_begin_with_the_place() {
+    let llama = model("llama-lora", None);
+    let message = |options: Value| plan(&*llama, &options).unwrap_err().message().to_owned();
+    assert_eq!(message(json!({"r": 0})), "spec.tasks[0].adapter.r: must be at least 1");
+    assert_eq!(message(json!({"use_dora": true})), "spec.tasks[0].adapter.use_dora: this build does not have this option");
+    assert!(message(json!({"r": "x"})).starts_with("spec.tasks[0].adapter.r: invalid type"));
+    let error = plan(&*llama, &json!({"lora_aplha": 4})).unwrap_err();
+    assert_eq!(error.message(), "spec.tasks[0].adapter.lora_aplha: unknown key");
+    assert_eq!(error.hint_text(), Some("did you mean `lora_alpha`?"));
+    assert!(plan(&*llama, &json!({"use_dora": false, "megatron_core": "megatron.core"})).is_ok(), "off is no option");
+}
+
+#[test]
+fn written_targets_select_the_same_in_peft() {
+    let bare = model("bert-lora", Some(HeadKind::Embedding));
+    let config = lora().parse(json!({"target_modules": "all-linear", "lora_alpha": 0.5}).as_object().unwrap(), "a").unwrap();
+    let found = config.plan(&*bare).unwrap();
+    assert_eq!(found.notes.len(), 1, "the pooler is there and not run: {:?}", found.notes);
+    let written = config.adapter_config(&*bare, &found, &Export { base: "b" });
+    assert_eq!(written["target_modules"], json!(["dense", "key", "query", "value"]));
+    assert_eq!((&written["task_type"], &written["modules_to_save"]), (&json!("FEATURE_EXTRACTION"), &Value::Null));
+    assert_eq!(written["lora_alpha"], json!(0.5));
+    assert!(written.keys().is_sorted());
+    let again = lora().import(&written).unwrap().plan(&*bare).unwrap();
+    assert_eq!(again.tensors, found.tensors);
+}

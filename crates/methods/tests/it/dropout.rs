@@ -1,0 +1,41 @@
+//! Dropout is drawn for each sample by its id, and only in training.
+
+use pleach_nn::Precision;
+use serde_json::json;
+
+use crate::support::{Batch, all, assert_near, distance, model, moved, parse};
+
+#[test]
+fn masks_follow_the_sample_not_its_company_or_padding() {
+    let model = model("llama-lora", Precision::Fp32);
+    let adapter = moved(&model, &parse("lora", &json!({"lora_dropout": 0.5})), 1);
+    let run = |batch: &Batch, step| batch.real(&model.run_at(batch, &all(batch, &adapter), true, step));
+    let alone = run(&Batch::of(&[5], &[42], Some(5)), 3);
+    let padded = run(&Batch::of(&[4, 5], &[7, 42], Some(9)), 3);
+    let packed = run(&Batch::of(&[6, 5, 2], &[8, 42, 9], None), 3);
+    assert_near(&padded.narrow(0, 4, 5), &alone, 1e-5);
+    assert_near(&packed.narrow(0, 6, 5), &alone, 1e-5);
+    assert!(distance(&run(&Batch::of(&[5], &[42], Some(5)), 4), &alone) > 1e-3, "another step, another mask");
+    let evaluated = Batch::of(&[5], &[42], Some(5));
+    let quiet = model.run(&evaluated, &all(&evaluated, &adapter));
+    let plain = moved(&model, &parse("lora", &json!({})), 1);
+    assert_eq!(distance(&quiet, &model.run(&evaluated, &all(&evaluated, &plain))), 0.0, "none in evaluation");
+}
+
+#[test]
+fn inputs_are_dropped_and_the_rest_scaled_as_often_as_asked() {
+    let model = model("llama-lora", Precision::Fp32);
+    // At the head nothing comes after, so that the output is linear in the mask.
+    let options = json!({"lora_dropout": 0.25, "target_modules": ["lm_head"], "lora_alpha": 64});
+    let adapter = moved(&model, &parse("lora", &options), 1);
+    let batch = Batch::of(&[5], &[42], Some(5));
+    let mean = (0..400)
+        .map(|step| model.run_at(&batch, &all(&batch, &adapter), true, step))
+        .reduce(|sum, next| sum + next)
+        .map(|sum| sum / 400.0)
+        .unwrap();
+    let quiet = model.run(&batch, &all(&batch, &adapter));
+    let one = model.run_at(&batch, &all(&batch, &adapter), true, 0);
+    let (far, near) = (distance(&one, &quiet), distance(&mean, &quiet));
+    assert!(near < far / 8.0, "the mean over steps nears the output without dropout: {near} and {far}");
+}

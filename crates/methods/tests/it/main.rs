@@ -1,0 +1,9 @@
+//! Every registered method against its own plan, recorded cases, and adapters that share a batch.
+
+mod bf16;
+mod conformance;
+mod dropout;
+mod files;
+mod groups;
+mod parity;
+mod support;

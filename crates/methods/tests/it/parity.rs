@@ -1,0 +1,82 @@
+//! Recorded cases: outputs with the adapter, and twelve steps of training from it.
+
+use pleach_methods::Adapter;
+use pleach_nn::Precision;
+use rstest::rstest;
+use serde_json::Value;
+use tch::{Kind, Tensor};
+
+use crate::support::{Batch, Model, all, assert_near, case, distance, imported, model, tensors};
+
+#[rstest]
+#[case("llama-lora")]
+#[case("llama-lora-qv-rslora")]
+#[case("bert-lora")]
+fn outputs_losses_and_trained_tensors_are_the_recorded_ones(#[case] name: &str) {
+    let (model, io) = (model(name, Precision::Fp32), tensors(&case(name).join("io.safetensors")));
+    let adapter = imported(&model, &case(name).join("adapter"));
+    let batch = Batch::padded(&io["eval.input_ids"], &io["eval.attention_mask"]);
+    let found = batch.real(&model.run(&batch, &all(&batch, &adapter)));
+    assert_near(&found, &batch.real(&io["eval.adapted_logits"]), 2e-4);
+    assert!(distance(&found, &batch.real(&io["eval.base_logits"])) > 1e-3);
+
+    let recorded: Value = serde_json::from_slice(&std::fs::read(case(name).join("train.json")).unwrap()).unwrap();
+    let mut optimizer = AdamW::new(&adapter);
+    for (step, expected) in recorded["losses"].as_array().unwrap().iter().enumerate() {
+        let of = |part: &str| &io[&format!("batch.{step}.{part}")];
+        let batch = Batch::padded(of("input_ids"), of("attention_mask"));
+        let loss = loss(&model, &adapter, &batch, of("labels"));
+        let (found, expected) = (loss.double_value(&[]), expected.as_f64().unwrap());
+        assert!((found / expected - 1.0).abs() < 2e-4, "step {step}: {found} for {expected}");
+        loss.backward();
+        let norm = optimizer.step(&adapter);
+        if step == 0 {
+            let expected = recorded["grad_norm_step0"].as_f64().unwrap();
+            assert!((norm / expected - 1.0).abs() < 1e-3, "norm {norm} for {expected}");
+        }
+    }
+    for (name, expected) in tensors(&case(name).join("trained/adapter_model.safetensors")) {
+        assert_near(adapter.params().get(&name).unwrap(), &expected, 5e-3);
+    }
+}
+
+fn loss(model: &Model, adapter: &Adapter, batch: &Batch, labels: &Tensor) -> Tensor {
+    let logits = model.run_at(batch, &all(batch, adapter), true, 0);
+    if logits.dim() == 2 {
+        return logits.cross_entropy_for_logits(labels);
+    }
+    let width = logits.size()[1];
+    let (logits, labels) = (logits.narrow(1, 0, width - 1).flatten(0, 1), labels.narrow(1, 1, width - 1).flatten(0, 1));
+    logits.cross_entropy_loss(&labels, None::<&Tensor>, tch::Reduction::Mean, -100, 0.0)
+}
+
+/// Written out here so that this test leans on no trainer.
+struct AdamW {
+    first: Tensor,
+    second: Tensor,
+    steps: i32,
+}
+
+impl AdamW {
+    fn new(adapter: &Adapter) -> Self {
+        let zeros = || Tensor::zeros_like(&adapter.params().flatten());
+        Self { first: zeros(), second: zeros(), steps: 0 }
+    }
+
+    /// One step with clipping to norm one; returns the norm before.
+    fn step(&mut self, adapter: &Adapter) -> f64 {
+        let (lr, beta1, beta2, eps, decay) = (0.005, 0.9, 0.999, 1e-8, 0.01);
+        let grads = adapter.params().flatten_grads();
+        adapter.params().zero_grads();
+        let norm = grads.square().sum(Kind::Float).sqrt().double_value(&[]);
+        let grads = grads * (1.0 / (norm + 1e-6)).min(1.0);
+        self.steps += 1;
+        self.first = &self.first * beta1 + &grads * (1.0 - beta1);
+        self.second = &self.second * beta2 + grads.square() * (1.0 - beta2);
+        let (bias1, bias2): (f64, f64) = (1.0 - f64::powi(beta1, self.steps), 1.0 - f64::powi(beta2, self.steps));
+        let values = adapter.params().flatten() * (1.0 - lr * decay);
+        let update = &self.first / (self.second.sqrt() / bias2.sqrt() + eps) * (lr / bias1);
+        adapter.params().unflatten(&(values - update)).unwrap();
+        norm
+    }
+}

@@ -1,0 +1,140 @@
+//! Recorded cases, adapters, batches.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pleach_base::rng::Key;
+use pleach_methods::{Adapter, AdapterConfig, MethodKind, find, import};
+use pleach_nn::{
+    Backbone, BackboneConfig, Forward, Group, HeadOptions, Inputs, Layout, ModelDir, Precision, TensorFile, configure,
+    tensor_from_entry,
+};
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+pub(crate) fn case(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/parity")).join(name)
+}
+
+pub(crate) fn tensors(path: &std::path::Path) -> BTreeMap<String, Tensor> {
+    let file = TensorFile::open(path).unwrap();
+    let names: Vec<_> = file.names().map(str::to_owned).collect();
+    names.into_iter().map(|n| (n.clone(), tensor_from_entry(&file.get(&n).unwrap()).unwrap())).collect()
+}
+
+pub(crate) struct Model {
+    pub(crate) config: Box<dyn BackboneConfig>,
+    pub(crate) backbone: Box<dyn Backbone>,
+}
+
+pub(crate) fn model(name: &str, precision: Precision) -> Model {
+    tch::set_num_threads(1);
+    let dir = ModelDir::open(&case(name).join("model")).unwrap();
+    let config = configure(&dir, &HeadOptions::default()).unwrap();
+    let backbone = config.build(&dir, Device::Cpu, precision).unwrap();
+    Model { config, backbone }
+}
+
+impl Model {
+    pub(crate) fn run(&self, batch: &Batch, groups: &[Group<'_>]) -> Tensor {
+        self.run_at(batch, groups, false, 0)
+    }
+
+    pub(crate) fn run_at(&self, batch: &Batch, groups: &[Group<'_>], train: bool, step: u64) -> Tensor {
+        let cx = Forward { train, step, ..Forward::eval(self.config.sites(), &batch.layout, groups) };
+        self.backbone.forward(&cx, &batch.inputs).tensor().shallow_clone()
+    }
+}
+
+pub(crate) struct Batch {
+    pub(crate) layout: Layout,
+    pub(crate) inputs: Inputs,
+}
+
+impl Batch {
+    /// A padded batch from ids and mask, samples numbered from 0.
+    pub(crate) fn padded(ids: &Tensor, mask: &Tensor) -> Self {
+        let lengths: Vec<i64> = mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64).try_into().unwrap();
+        let lengths: Vec<usize> = lengths.into_iter().map(|n| n as usize).collect();
+        let samples = (0..lengths.len() as u64).collect();
+        let layout = Layout::padded(lengths, mask.size()[1] as usize, samples, Device::Cpu);
+        Self { layout, inputs: Inputs::ids(ids.shallow_clone()) }
+    }
+
+    /// Sequences of these lengths, padded to `width` or packed; tokens depend on sample and position alone.
+    pub(crate) fn of(lengths: &[usize], samples: &[u64], width: Option<usize>) -> Self {
+        let token = |sample: u64, at: usize| ((sample as usize * 37 + at * 11 + 5) % 250) as i64 + 1;
+        let ids = lengths.iter().zip(samples).flat_map(|(length, sample)| {
+            (0..width.unwrap_or(*length)).map(move |at| if at < *length { token(*sample, at) } else { 3 })
+        });
+        let ids: Vec<i64> = ids.collect();
+        let ids = Tensor::from_slice(&ids);
+        let (lengths, samples) = (lengths.to_vec(), samples.to_vec());
+        match width {
+            Some(width) => Self {
+                inputs: Inputs::ids(ids.reshape([lengths.len() as i64, width as i64])),
+                layout: Layout::padded(lengths, width, samples, Device::Cpu),
+            },
+            None => Self { layout: Layout::packed(lengths, samples, Device::Cpu), inputs: Inputs::ids(ids) },
+        }
+    }
+
+    pub(crate) fn rows(&self, rows: std::ops::Range<usize>) -> Self {
+        let ids = self.layout.narrow(self.inputs.get("input_ids").unwrap(), rows.clone());
+        Self { layout: self.layout.rows(rows), inputs: Inputs::ids(ids) }
+    }
+
+    /// The rows of real tokens, in order; class logits as they are.
+    pub(crate) fn real(&self, output: &Tensor) -> Tensor {
+        let per_token = output.size()[..output.dim() - 1] == self.layout.shape();
+        if !per_token {
+            return output.shallow_clone();
+        }
+        let flat = if output.dim() == 3 { output.flatten(0, 1) } else { output.shallow_clone() };
+        let rows = (0..self.layout.sequences()).flat_map(|i| self.layout.token_range(i)).map(|t| t as i64);
+        flat.index_select(0, &Tensor::from_slice(&rows.collect::<Vec<_>>()))
+    }
+}
+
+pub(crate) fn parse(method: &str, options: &Value) -> Arc<dyn AdapterConfig> {
+    let method = find(MethodKind::Adapter, method).unwrap();
+    method.parse(options.as_object().unwrap(), "adapter").unwrap().into()
+}
+
+pub(crate) fn fresh(model: &Model, config: &Arc<dyn AdapterConfig>, key: Key) -> Adapter {
+    let plan = Arc::new(config.plan(&*model.config).unwrap());
+    Adapter::build(Arc::clone(config), plan, &*model.backbone, key, None).unwrap()
+}
+
+/// The adapter moved off its beginning, so that nothing is zero.
+pub(crate) fn moved(model: &Model, config: &Arc<dyn AdapterConfig>, seed: u64) -> Adapter {
+    let adapter = fresh(model, config, Key::seed(seed));
+    let mut rng = Key::seed(seed).named("moved").rng();
+    let noise: Vec<f32> = (0..adapter.params().numel()).map(|_| 0.05 * rng.normal()).collect();
+    adapter.params().unflatten(&(adapter.params().flatten() + Tensor::from_slice(&noise))).unwrap();
+    adapter
+}
+
+pub(crate) fn imported(model: &Model, folder: &std::path::Path) -> Adapter {
+    let imported = import(folder).unwrap();
+    let plan = Arc::new(imported.config.plan(&*model.config).unwrap());
+    imported.check(&plan).unwrap();
+    let values = imported.values().unwrap();
+    Adapter::build(Arc::clone(&imported.config), plan, &*model.backbone, Key::seed(0), Some(&values)).unwrap()
+}
+
+pub(crate) fn all<'a>(batch: &Batch, adapter: &'a Adapter) -> [Group<'a>; 1] {
+    [Group { rows: 0..batch.layout.sequences(), hooks: adapter }]
+}
+
+pub(crate) fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
+}
+
+#[track_caller]
+pub(crate) fn assert_near(a: &Tensor, b: &Tensor, most: f64) {
+    let found = distance(a, b);
+    assert!(found <= most, "off by {found:e}, at most {most:e} allowed");
+}

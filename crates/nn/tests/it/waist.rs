@@ -1,0 +1,121 @@
+//! Groups share one run and do not see each other; hooks that change the operation run alone.
+
+use pleach_nn::{Forward, Group, NoHooks, OpWeights, Precision, Replaced};
+use tch::Tensor;
+
+use crate::support::{Additive, Hooks, Prefix, Sharpen, assert_near, batch, distance, model, real, run};
+
+fn leaf(shape: &[i64], shift: f64) -> Tensor {
+    let values = Tensor::arange(shape.iter().product::<i64>(), tch::kind::FLOAT_CPU) + shift;
+    (values.sin() * 0.1).reshape(shape).set_requires_grad(true)
+}
+
+#[test]
+fn a_groups_gradients_are_those_it_has_alone() {
+    let (model, both) = (model("llama-lora", None, Precision::Fp32), batch(&[6, 4, 6]));
+    let at = |path: &str| model.config.sites().by_path(path).unwrap().id;
+    let (first, second, third) = (leaf(&[64, 64], 0.0), leaf(&[64, 176], 1.0), leaf(&[2, 2, 16], 2.0));
+    let a = Hooks::default()
+        .with(at("model.layers.0.self_attn.q_proj"), Additive(first.shallow_clone()))
+        .with(at("model.layers.1.self_attn@kv"), Prefix { key: third.shallow_clone(), value: third.shallow_clone() });
+    let b = Hooks::default().with(at("model.layers.0.mlp.up_proj"), Additive(second.shallow_clone()));
+    for batch in [&both.padded, &both.packed] {
+        let groups = [Group { rows: 0..2, hooks: &a }, Group { rows: 2..3, hooks: &b }];
+        let loss = real(&batch.0, &run(&model, batch, &groups)).sin().sum(tch::Kind::Float);
+        let together = Tensor::run_backward(&[loss], &[&first, &second, &third], false, false);
+
+        let part = |rows: std::ops::Range<usize>| {
+            let ids = batch.0.narrow(batch.1.get("input_ids").unwrap(), rows.clone());
+            (batch.0.rows(rows), pleach_nn::Inputs::ids(ids))
+        };
+        let alone = |rows: std::ops::Range<usize>, hooks: &Hooks, leaves: &[&Tensor]| {
+            let part = part(rows.clone());
+            let groups = [Group { rows: 0..rows.len(), hooks }];
+            let loss = real(&part.0, &run(&model, &part, &groups)).sin().sum(tch::Kind::Float);
+            Tensor::run_backward(&[loss], leaves, false, false)
+        };
+        let alone_a = alone(0..2, &a, &[&first, &third]);
+        let alone_b = alone(2..3, &b, &[&second]);
+        for (found, expected) in together.iter().zip([&alone_a[0], &alone_b[0], &alone_a[1]]) {
+            assert!(expected.abs().max().double_value(&[]) > 1e-3);
+            assert_near(found, expected, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn rows_without_a_group_run_the_bare_model() {
+    let (model, batch) = (model("bert-lora", None, Precision::Fp32), batch(&[6, 4, 6]));
+    let site = model.config.sites().by_path("bert.encoder.layer.0.output.dense").unwrap().id;
+    let hooks = Hooks::default().with(site, Additive(leaf(&[128, 64], 0.0).detach()));
+    let groups = [Group { rows: 1..2, hooks: &hooks }];
+    let (found, bare) = (run(&model, &batch.padded, &groups), run(&model, &batch.padded, &[]));
+    assert_near(&found.get(0), &bare.get(0), 1e-6);
+    assert_near(&found.get(2), &bare.get(2), 1e-6);
+    assert!(distance(&found.get(1), &bare.get(1)) > 1e-3);
+}
+
+#[test]
+fn open_attention_is_the_fused_one_when_its_hook_does_nothing() {
+    for name in ["llama-lora", "bert-lora"] {
+        let (model, batch) = (model(name, None, Precision::Fp32), batch(&[6, 4, 6]));
+        let scores = model.config.sites().with_role(pleach_nn::Role::AttnScores);
+        let hooks = scores.fold(Hooks::default(), |hooks, site| hooks.with(site.id, Sharpen(1.0)));
+        let groups = [Group { rows: 0..2, hooks: &hooks }];
+        for batch in [&batch.padded, &batch.packed] {
+            let (found, bare) = (run(&model, batch, &groups), run(&model, batch, &[]));
+            if name.starts_with("llama") {
+                assert_near(&real(&batch.0, &found), &real(&batch.0, &bare), 1e-5);
+            } else {
+                assert_near(&found, &bare, 1e-5);
+            }
+        }
+    }
+}
+
+/// A prefix of what the model itself computes for a token is that token, where positions are rotated in already.
+#[test]
+fn virtual_tokens_are_seen_by_all_and_masked_for_none() {
+    let (model, batch) = (model("bert-lora", None, Precision::Fp32), batch(&[6, 4]));
+    let site = model.config.sites().by_path("bert.encoder.layer.0.attention.self@kv").unwrap().id;
+    // Keys far from every query get no weight, so nothing changes.
+    let far = Prefix { key: Tensor::zeros([1, 4, 16], tch::kind::FLOAT_CPU), value: leaf(&[1, 4, 16], 0.0).detach() };
+    let hooks = Hooks::default().with(site, far);
+    let groups = [Group { rows: 0..2, hooks: &hooks }];
+    let (found, bare) = (run(&model, &batch.padded, &groups), run(&model, &batch.padded, &[]));
+    assert!(distance(&found.get(0), &bare.get(0)) > 1e-4 && distance(&found.get(1), &bare.get(1)) > 1e-4);
+    let part =
+        (batch.padded.0.rows(1..2), pleach_nn::Inputs::ids(batch.padded.1.get("input_ids").unwrap().narrow(0, 1, 1)));
+    let alone = run(&model, &part, &[Group { rows: 0..1, hooks: &hooks }]);
+    assert_near(&alone.get(0), &found.get(1), 1e-6);
+}
+
+#[test]
+fn replaced_weights_are_run_in_place_of_the_frozen_ones() {
+    let (model, batch) = (model("llama-lora", None, Precision::Fp32), batch(&[6, 4]));
+    let site = model.config.sites().by_path("model.layers.1.self_attn.v_proj").unwrap();
+    let own = model.backbone.weights(site.id).unwrap().shallow_clone();
+    let delta = leaf(&[32, 64], 3.0).detach();
+    let mut replaced = Replaced::default();
+    replaced.insert(site.id, OpWeights { weight: &own.weight + &delta, bias: None });
+    let added = Hooks::default().with(site.id, Additive(delta.tr()));
+    let with = |hooks: &dyn pleach_nn::HookSet| run(&model, &batch.padded, &[Group { rows: 0..2, hooks }]);
+    assert_near(&with(&replaced), &with(&added), 1e-5);
+    assert!(distance(&with(&replaced), &with(&NoHooks)) > 1e-3);
+}
+
+#[test]
+fn the_first_active_block_is_where_gradients_begin() {
+    let (model, batch) = (model("llama-lora", None, Precision::Fp32), batch(&[6, 4]));
+    let first = |path: &str| {
+        let site = model.config.sites().by_path(path).unwrap().id;
+        let hooks = Hooks::default().with(site, Additive(Tensor::zeros([1], tch::kind::FLOAT_CPU)));
+        let groups = [Group { rows: 0..1, hooks: &hooks }];
+        Forward::eval(model.config.sites(), &batch.padded.0, &groups).first_active_block(2)
+    };
+    assert_eq!(first("model.embed_tokens"), 0);
+    assert_eq!(first("model.layers.0.self_attn.q_proj"), 0);
+    assert_eq!(first("model.layers.1@in"), 1);
+    assert_eq!(first("model.norm"), 2);
+    assert_eq!(first("lm_head"), 2);
+}
