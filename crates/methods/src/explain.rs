@@ -23,28 +23,45 @@ pub struct Field {
 /// The options of a method, in order.
 #[must_use]
 pub fn fields(method: &dyn Method) -> Vec<Field> {
-    let schema = method.schema();
-    let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return Vec::new() };
-    let field = |(name, property): (&String, &Value)| Field {
-        name: name.clone(),
-        kind: kind_of(property),
-        default: property.get("default").map_or_else(|| "null".to_owned(), Value::to_string),
-        description: property["description"].as_str().unwrap_or_default().replace('\n', " "),
+    let schema = method.schema().to_value();
+    let Some(properties) = schema["properties"].as_object() else { return Vec::new() };
+    let field = |(name, property): (&String, &Value)| {
+        let mut kinds = Vec::new();
+        kinds_of(&schema, property, &mut kinds);
+        Field {
+            name: name.clone(),
+            kind: kinds.join(" or "),
+            default: property.get("default").map_or_else(|| "null".to_owned(), Value::to_string),
+            description: property["description"].as_str().unwrap_or_default().replace('\n', " "),
+        }
     };
     properties.iter().map(field).collect()
 }
 
-fn kind_of(property: &Value) -> String {
-    match &property["type"] {
-        Value::String(name) => name.clone(),
-        Value::Array(names) => {
-            let names: Vec<_> = names.iter().filter_map(Value::as_str).filter(|name| *name != "null").collect();
-            names.join(" or ")
-        }
-        _ => match property["anyOf"].as_array() {
-            Some(_) => "see below".to_owned(),
-            None => "any".to_owned(),
-        },
+/// What a value may be, each once, without null: that is what "left out" means.
+fn kinds_of(root: &Value, schema: &Value, kinds: &mut Vec<String>) {
+    if let Some(name) = schema["$ref"].as_str().and_then(|path| path.strip_prefix("#/$defs/")) {
+        return kinds_of(root, &root["$defs"][name], kinds);
+    }
+    if let Some(value) = schema.get("const") {
+        return push(kinds, value.as_str().unwrap_or(&value.to_string()));
+    }
+    if let Some(words) = schema["enum"].as_array() {
+        return words.iter().filter_map(Value::as_str).for_each(|word| push(kinds, word));
+    }
+    for choice in ["anyOf", "oneOf"].iter().filter_map(|key| schema[*key].as_array()).flatten() {
+        kinds_of(root, choice, kinds);
+    }
+    match &schema["type"] {
+        Value::String(name) => push(kinds, name),
+        Value::Array(names) => names.iter().filter_map(Value::as_str).for_each(|name| push(kinds, name)),
+        _ => {}
+    }
+}
+
+fn push(kinds: &mut Vec<String>, name: &str) {
+    if name != "null" && !kinds.iter().any(|kind| kind == name) {
+        kinds.push(name.to_owned());
     }
 }
 

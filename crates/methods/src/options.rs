@@ -26,7 +26,7 @@ impl Later {
             Value::Null | Value::Bool(false) => true,
             Value::Object(map) => map.is_empty(),
             Value::Array(list) => list.is_empty(),
-            other => other.to_string() == self.off,
+            other @ (Value::Number(_) | Value::String(_) | Value::Bool(true)) => format!("{other}") == self.off,
         }
     }
 }

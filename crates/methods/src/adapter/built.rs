@@ -97,7 +97,8 @@ impl Adapter {
     /// # Errors
     /// `METHOD_CONFIG` when the method cannot be merged at a site.
     pub fn merge(&self, sites: &Sites, base: &dyn Backbone) -> Result<BTreeMap<SiteId, OpWeights>> {
-        let merge = |(id, hook): (&SiteId, &Box<dyn SiteMethod>)| {
+        let merge = |id: &SiteId| {
+            let hook = &self.hooks[id];
             let site = &sites[*id];
             let merged = base.weights(*id).and_then(|weights| hook.merged(site, weights));
             let refused = || {
@@ -106,7 +107,7 @@ impl Adapter {
             };
             Ok((*id, merged.ok_or_else(refused)?))
         };
-        self.hooks.iter().map(merge).collect()
+        self.hooks.keys().map(merge).collect()
     }
 }
 

@@ -91,6 +91,14 @@ fn cards_pages_and_schemas_are_complete() {
                 assert!(page.contains(&format!("`{}`", field.name)), "{}", field.name);
                 assert!(!field.description.is_empty() && !field.kind.is_empty(), "{} needs a description", field.name);
             }
+            if card.name == "lora" {
+                let kind = |name: &str| fields(*method).into_iter().find(|field| field.name == name).unwrap().kind;
+                assert_eq!((kind("r"), kind("target_modules")), ("integer".into(), "string or array".into()));
+                assert_eq!(
+                    (kind("bias"), kind("init_lora_weights")),
+                    ("none or all or lora_only".into(), "boolean or string".into())
+                );
+            }
             assert!(schemas()[&kind.to_string()].contains_key(card.name));
         }
     }

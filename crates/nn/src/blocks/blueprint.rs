@@ -132,6 +132,7 @@ mod imp {
         }
 
         fn embed(&self, cx: &Forward<'_>, inputs: &Inputs) -> State {
+            cx.check();
             let ids = inputs.get("input_ids").expect("a batch has `input_ids`"); // [b, w] or [t]
             assert_eq!(ids.size(), cx.layout.shape(), "`input_ids` have the layout's shape");
             let mut hidden = self.tokens.run(cx, ids);

@@ -44,10 +44,10 @@ impl<'a> Config<'a> {
         }
     }
 
-    pub(crate) fn object(&self, field: &str) -> Result<Option<Config<'a>>> {
+    pub(crate) fn object(&self, field: &str) -> Result<Option<Self>> {
         match self.get(field) {
             None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Config(map))),
+            Some(Value::Object(map)) => Ok(Some(Self(map))),
             Some(value) => Err(bad(field, &format!("must be an object, not {value}"))),
         }
     }

@@ -107,7 +107,15 @@ impl ModelDir {
     /// # Errors
     /// `IO` when a file's size or time cannot be read.
     pub fn fingerprint(&self) -> Result<String> {
-        fingerprint::of(self, fingerprint::cache_folder().as_deref())
+        self.fingerprint_in(fingerprint::cache_folder().as_deref())
+    }
+
+    /// [`ModelDir::fingerprint`], remembered in a folder of the caller's choice or nowhere.
+    ///
+    /// # Errors
+    /// As [`ModelDir::fingerprint`].
+    pub fn fingerprint_in(&self, cache: Option<&Path>) -> Result<String> {
+        fingerprint::of(self, cache)
     }
 }
 

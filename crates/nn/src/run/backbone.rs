@@ -71,7 +71,6 @@ pub enum Output {
 
 impl Output {
     /// The tensor, whatever it means.
-    #[must_use]
     pub fn tensor(&self) -> &Tensor {
         match self {
             Self::Tokens(tensor) | Self::Classes(tensor) | Self::Vectors(tensor) => tensor,

@@ -36,6 +36,23 @@ impl<'a> Forward<'a> {
         Self { sites, layout, groups, train: false, step: 0, pass: 0 }
     }
 
+    /// Refuses groups that overlap, are out of order or reach beyond the batch.
+    ///
+    /// # Panics
+    /// When they do: a defect of the caller.
+    pub(crate) fn check(&self) {
+        let mut next = 0;
+        for Group { rows, .. } in self.groups {
+            assert!(
+                rows.start >= next && rows.end >= rows.start,
+                "groups overlap or are out of order at row {}",
+                rows.start
+            );
+            next = rows.end;
+        }
+        assert!(next <= self.layout.sequences(), "a group ends at row {next} of {}", self.layout.sequences());
+    }
+
     /// The first block at which any group acts: blocks before it need no gradient. `num_blocks` when none does;
     /// 0 when something acts before the blocks.
     #[must_use]

@@ -138,7 +138,6 @@ impl Layout {
     }
 
     /// The rows of some consecutive sequences of a tensor over tokens, a view.
-    #[must_use]
     pub fn narrow(&self, tensor: &Tensor, rows: Range<usize>) -> Tensor {
         let (start, end) = match &self.form {
             Form::Padded { .. } => (rows.start, rows.end),
@@ -227,7 +226,6 @@ impl Layout {
     }
 
     /// One token of each sequence: `[.., d]` to `[batch, d]`.
-    #[must_use]
     pub fn pick(&self, hidden: &Tensor, token: impl Fn(usize) -> usize) -> Tensor {
         let at = |i: usize| (self.token_range(i).start + token(self.lengths[i])) as i64;
         let index: Vec<i64> = (0..self.sequences()).map(at).collect();
@@ -236,7 +234,6 @@ impl Layout {
     }
 
     /// The mean over real tokens: `[.., d]` to `[batch, d]`, in float32.
-    #[must_use]
     pub fn mean(&self, hidden: &Tensor) -> Tensor {
         let hidden = hidden.to_kind(Kind::Float);
         match (&self.form, self.real()) {

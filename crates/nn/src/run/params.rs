@@ -67,14 +67,12 @@ impl ParamTree {
     }
 
     /// All values as one vector `[numel]`, a copy.
-    #[must_use]
     pub fn flatten(&self) -> Tensor {
         let parts: Vec<_> = self.leaves.values().map(|leaf| leaf.detach().reshape([-1])).collect();
         flat(&parts)
     }
 
     /// All gradients as one vector `[numel]`, a copy; zeros where a leaf got none.
-    #[must_use]
     pub fn flatten_grads(&self) -> Tensor {
         let parts: Vec<_> = self
             .leaves
