@@ -264,7 +264,7 @@ pub(crate) struct Explain {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Coordinator {
     /// YAML or JSON file with the same settings as the flags
-    #[arg(long, value_name = "FILE", env = "PLEACH_COORDINATOR_CONFIG")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Address of the gRPC services [default: 127.0.0.1:7700]
     #[arg(long, value_name = "ADDR")]

@@ -1,9 +1,6 @@
 //! `pleach logs`.
 
-use std::cell::{Cell, RefCell};
-use std::time::Duration;
-
-use pleach_base::{Result, SystemClock};
+use pleach_base::{Error, Result};
 use pleach_proto::v1::WatchJobResponse;
 use pleach_proto::v1::watch_job_response::Update;
 
@@ -11,34 +8,32 @@ use crate::args::{Global, Logs};
 use crate::client::Flow;
 use crate::{follow, out};
 
-/// The stream of a running job has no mark between what was and what is: a pause of this length is one.
-const PAUSE: Duration = Duration::from_millis(500);
-
 pub(super) async fn run(global: &Global, args: &Logs) -> Result<()> {
     let mut client = super::connect(global).await?;
-    let clock = SystemClock::shared();
-    let begun = i64::try_from(clock.now().0).unwrap_or(i64::MAX);
-    let newest = Cell::new(clock.elapsed());
-    let failed = RefCell::new(None);
-    let watched = client.watch(&args.job, |update| {
-        newest.set(clock.elapsed());
-        if let Some(Err(error)) = line(&update).map(|line| out::data(&line)) {
-            failed.replace(Some(error));
+    let mut printer = Printer { follow: args.follow, until: None, failed: None };
+    client.watch(&args.job, |update| printer.update(&update)).await?;
+    printer.failed.map_or(Ok(()), Err)
+}
+
+struct Printer {
+    follow: bool,
+    /// The newest update when the command began; what comes later is for `--follow`.
+    until: Option<u64>,
+    failed: Option<Error>,
+}
+
+impl Printer {
+    fn update(&mut self, update: &WatchJobResponse) -> Flow {
+        if let Some(Update::Job(job)) = &update.update {
+            self.until.get_or_insert(job.last_seq);
+        }
+        if let Some(Err(error)) = line(update).map(|line| out::data(&line)) {
+            self.failed = Some(error);
             return Flow::Stop;
         }
-        // A busy job never pauses; what happened after the command began is not asked for.
-        if !args.follow && time(&update).is_some_and(|at| at > begun) { Flow::Stop } else { Flow::More }
-    });
-    let paused = async {
-        while args.follow || clock.elapsed().saturating_sub(newest.get()) < PAUSE {
-            tokio::time::sleep(PAUSE / 5).await;
-        }
-    };
-    tokio::select! {
-        watched = watched => watched?,
-        () = paused => {}
+        let past_is_over = self.until.is_some_and(|until| update.seq >= until);
+        if !self.follow && past_is_over { Flow::Stop } else { Flow::More }
     }
-    failed.into_inner().map_or(Ok(()), Err)
 }
 
 fn line(update: &WatchJobResponse) -> Option<String> {
@@ -49,11 +44,26 @@ fn line(update: &WatchJobResponse) -> Option<String> {
     }
 }
 
-fn time(update: &WatchJobResponse) -> Option<i64> {
-    match update.update.as_ref()? {
-        Update::Log(line) => Some(line.unix_ms),
-        Update::Event(event) => Some(event.unix_ms),
-        Update::Step(row) => Some(row.unix_ms),
-        _ => None,
+#[cfg(test)]
+mod tests {
+    use pleach_proto::v1;
+
+    use super::*;
+
+    #[test]
+    fn the_past_ends_where_it_ended_when_the_command_began() {
+        let job = |last_seq| Update::Job(v1::Job { last_seq, ..Default::default() });
+        let at = |seq, update| WatchJobResponse { seq, update: Some(update) };
+        let step = || Update::Step(v1::StepRow::default());
+        let mut past = Printer { follow: false, until: None, failed: None };
+        assert_eq!(past.update(&at(0, job(2))), Flow::More);
+        assert_eq!(past.update(&at(1, step())), Flow::More);
+        assert_eq!(past.update(&at(0, job(9))), Flow::More, "a later snapshot moves nothing");
+        assert_eq!(past.update(&at(2, step())), Flow::Stop);
+        let mut none = Printer { follow: false, until: None, failed: None };
+        assert_eq!(none.update(&at(0, job(0))), Flow::Stop, "nothing has happened yet");
+        let mut all = Printer { follow: true, until: None, failed: None };
+        assert_eq!(all.update(&at(0, job(1))), Flow::More);
+        assert_eq!(all.update(&at(1, step())), Flow::More);
     }
 }

@@ -1,7 +1,7 @@
 //! One file a command; each takes its arguments and says how it ended.
 
 mod cancel;
-//TMP mod coordinator;
+mod coordinator;
 mod describe;
 mod explain;
 mod get;
@@ -11,7 +11,7 @@ mod plan;
 mod pull;
 mod schema;
 mod submit;
-//TMP mod train;
+mod train;
 mod version;
 mod watch;
 
@@ -28,7 +28,7 @@ use crate::handover;
 pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
     let global = cli.global;
     match cli.command {
-        //TMP        Command::Train(args) => return train::run(&global, args).await,
+        Command::Train(args) => return train::run(&global, args).await,
         Command::Submit(args) => return submit::run(&global, args).await,
         Command::Watch(args) => return watch::run(&global, &args).await,
         Command::Get(args) => get::run(&global, &args).await?,
@@ -41,13 +41,12 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Methods(args) => methods::run(&args)?,
         Command::Explain(args) => explain::run(&args)?,
         Command::Schema => schema::run()?,
-        //TMP        Command::Coordinator(args) => coordinator::run(&global, args).await?,
+        Command::Coordinator(args) => coordinator::run(&global, args).await?,
         Command::Worker(args) => handover::worker(&global, &args.args)?,
         Command::Version(output) => version::run(output.output)?,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "pleach", &mut std::io::stdout());
         }
-        Command::Train(_) | Command::Coordinator(_) => {} //TMP2
         Command::Other(args) => handover::other(&args)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -2,5 +2,7 @@
 
 mod child;
 mod crew;
+mod signals;
 
 pub(crate) use crew::{Crew, Orders, Recruit};
+pub(crate) use signals::Signals;
