@@ -74,6 +74,33 @@ proptest! {
     }
 }
 
+/// Every byte of a Parquet file changed, one after the other: whatever the `parquet` crate makes of it.
+#[test]
+fn every_byte_of_a_parquet_file_may_be_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows: [parquet_files::Row<'_>; 3] =
+        [(Some("the cat"), 1, None), (None, 0, Some(&[5, 6])), (Some("a"), 2, None)];
+    let path = parquet_files::parquet(folder.path(), "x.parquet", &[&rows]);
+    let whole = std::fs::read(&path).unwrap();
+    let spec = spec(&path, DataTask::CausalLm, &json!({"max_bad_rows": 1_000}));
+    let encoder = encoder(&spec);
+    let mut causes = std::collections::BTreeSet::new();
+    for at in 0..whole.len() {
+        for flip in [0x01, 0x80] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= flip;
+            std::fs::write(&path, &bytes).unwrap();
+            if let Err(error) = Dataset::open(&spec, &encoder) {
+                causes.insert(error.chain());
+            }
+        }
+    }
+    assert!(causes.len() > 10, "{causes:#?}");
+    for expected in ["its structure is inconsistent", "it promises"] {
+        assert!(causes.iter().any(|cause| cause.contains(expected)), "{expected}: {causes:#?}");
+    }
+}
+
 #[test]
 fn undamaged_files_are_read_whole() {
     let count = read_all("x.jsonl", b"{\"text\": \"a\"}\n{\"input_ids\": [1]}\n").unwrap();

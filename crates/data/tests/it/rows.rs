@@ -89,7 +89,25 @@ fn rows_keep_the_order_of_files_and_lines_and_are_read_on_demand() {
     assert_eq!(dataset.row(u64::MAX).unwrap_err().code(), code::DATA_ROW);
 }
 
-/// The tokenizer knows no unknown words, and one of its ids is outside the model: rows are tokenised when opened.
+/// Either reason alone makes opening tokenise: a tokenizer that knows no unknown words, or ids outside the model.
+#[rstest]
+#[case("bare.json", 10, "sideways", "the tokenizer refuses the text")]
+#[case("wordpiece.json", 60, "unknown talk", "token id 69 is outside the model's vocabulary of 60")]
+fn one_reason_is_enough_to_tokenise_on_open(
+    #[case] file: &str,
+    #[case] vocab_size: u32,
+    #[case] text: &str,
+    #[case] why: &str,
+) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), "rows.jsonl", json!({ "text": text }).to_string());
+    let spec = spec(&path, DataTask::CausalLm, &json!({}));
+    let limits = Limits { vocab_size, ..LIMITS };
+    let encoder = Encoder::new(&spec, Some(tokenizer(file)), Side::Both, limits).unwrap();
+    let error = Dataset::open(&spec, &encoder).unwrap_err();
+    assert!(error.message().contains(&format!("rows.jsonl:1: {why}")), "{error}");
+}
+
 #[test]
 fn a_tokenizer_that_may_refuse_is_asked_before_rows_are_numbered() {
     let folder = tempfile::tempdir().unwrap();
@@ -138,6 +156,18 @@ fn the_digest_sees_content_numbering_and_names_but_not_the_folder() {
         digest(&[("a.jsonl", "7\n{\"text\": \"a\"}\n")]),
     ];
     assert_eq!(others.iter().chain([&base]).collect::<BTreeSet<_>>().len(), 5);
+}
+
+/// The same bytes, one usable row, but another one.
+#[test]
+fn the_digest_sees_which_rows_are_usable() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), "rows.jsonl", "{\"a\": \"the\"}\n{\"b\": \"cat\"}\n");
+    let digest = |text: &str| {
+        let spec = spec(&path, DataTask::CausalLm, &json!({"text": text, "max_bad_rows": 1}));
+        Dataset::open(&spec, &encoder(&spec)).unwrap().digest().to_owned()
+    };
+    assert_ne!(digest("{a}"), digest("{b}"));
 }
 
 #[test]

@@ -134,9 +134,9 @@ fn a_remote_source_is_fetched_once() {
     assert_eq!(bucket.fetched.load(Ordering::Relaxed), 6);
     assert_eq!(open("s3://bucket/none", &options).unwrap_err().code(), code::DATA_EMPTY);
 
-    // Another content under the same name is another version.
-    write(folder.path(), "deep/c.jsonl", json!({"text": "b", "file": "new"}).to_string());
-    assert_eq!(open("s3://bucket/deep/c.jsonl", &options).unwrap(), ["new"]);
+    // Another content of the same name and size is another version.
+    write(folder.path(), "deep/c.jsonl", json!({"text": "a", "file": "deep/C.jsonl"}).to_string());
+    assert_eq!(open("s3://bucket/deep/c.jsonl", &options).unwrap(), ["deep/C.jsonl"]);
     assert_eq!(bucket.fetched.load(Ordering::Relaxed), 7);
     assert_eq!(std::fs::read_dir(cache.path().join("x")).unwrap().count(), 7);
 }

@@ -56,10 +56,19 @@ fn a_pair_is_one_sequence_with_segments() {
     let made = content(task, &more, &json!({"text": "the cat", "b": "a dog", "class": 2}));
     let input = encoded(&[2, 4, 6, 3, 5, 7, 3], &[0, 0, 0, 0, 1, 1, 1]);
     assert_eq!(made, Content::Classification { input, label: 2 });
-    // Room for 5: the longer text is cut first.
+    // Room for 5 beside the special tokens: the longer text is cut.
     let made = content(task, &more, &json!({"text": "the cat", "b": "a dog ran on the mat", "class": 0}));
     let input = encoded(&[2, 4, 6, 3, 5, 7, 11, 3], &[0, 0, 0, 0, 1, 1, 1, 1]);
     assert_eq!(made, Content::Classification { input, label: 0 });
+}
+
+#[test]
+fn a_pair_has_segments_even_if_the_tokenizer_sets_none() {
+    let spec = spec("x.jsonl".as_ref(), DataTask::SequenceClassification, &json!({"text_pair": "{b}"}));
+    let encoder = Encoder::new(&spec, Some(tokenizer("bare.json")), Side::Both, LIMITS).unwrap();
+    let example = encoder.encode(&row(&json!({"text": "up down", "b": "left", "label": 0}))).unwrap();
+    let input = encoded(&[0, 1, 2], &[0, 0, 1]);
+    assert_eq!(example.content, Content::Classification { input, label: 0 });
 }
 
 #[test]
