@@ -12,6 +12,9 @@ use crate::paths::Paths;
 /// For tests only, these may be used by anyone.
 const FOR_TESTS: &[&str] = &["base", "proto", "spec", "store", "testkit"];
 
+/// Packages that are tests as a whole, and what they may use besides: they drive built programs, and compare.
+const TESTS: &[(&str, &[&str])] = &[("e2e", &[]), ("interop", &["nn", "methods"])];
+
 type Arrows = BTreeMap<String, BTreeSet<String>>;
 
 /// The workspace as cargo sees it, without other people's packages.
@@ -64,10 +67,9 @@ fn used(metadata: &Metadata, kind: DependencyKind) -> Arrows {
 fn compare(allowed: &Arrows, used: &Arrows) -> Vec<String> {
     let mut findings = Vec::new();
     for (name, uses) in used {
-        // Test packages drive built programs, and see of ours only what helps with that.
-        let tests = ["e2e", "interop"].contains(&name.as_str());
-        let for_tests: BTreeSet<String> = FOR_TESTS.iter().map(|name| (*name).to_owned()).collect();
-        let Some(listed) = allowed.get(name).or(tests.then_some(&for_tests)) else {
+        let for_tests = of_tests(name);
+        let tests = for_tests.is_some();
+        let Some(listed) = allowed.get(name).or(for_tests.as_ref()) else {
             findings.push(format!("docs/ARCHITECTURE.md: the code map has no row for `{name}`"));
             continue;
         };
@@ -87,11 +89,16 @@ fn compare(allowed: &Arrows, used: &Arrows) -> Vec<String> {
     findings
 }
 
+/// What a package that is tests as a whole may use.
+fn of_tests(name: &str) -> Option<BTreeSet<String>> {
+    let (_, more) = TESTS.iter().find(|(tests, _)| *tests == name)?;
+    Some(FOR_TESTS.iter().chain(*more).map(|name| (*name).to_owned()).collect())
+}
+
 fn tests_only(allowed: &Arrows, used: &Arrows) -> Vec<String> {
     let mut findings = Vec::new();
     for (name, uses) in used {
-        let none = BTreeSet::new();
-        let listed = allowed.get(name).unwrap_or(&none);
+        let listed = allowed.get(name).cloned().or_else(|| of_tests(name)).unwrap_or_default();
         let fine = |other: &str| listed.contains(other) || FOR_TESTS.contains(&other);
         findings.extend(uses.iter().filter(|other| !fine(other)).map(|other| {
             format!(

@@ -22,11 +22,11 @@ pub(crate) const TORCH_FREE: &[&str] = &[
     "pleach-coordinator",
     "pleach-cli",
     "pleach-e2e",
-    "pleach-interop",
 ];
 
 /// Packages that link libtorch.
-pub(crate) const TORCH: &[&str] = &["pleach-nn", "pleach-methods", "pleach-comm", "pleach-train", "pleach-worker"];
+pub(crate) const TORCH: &[&str] =
+    &["pleach-nn", "pleach-methods", "pleach-comm", "pleach-train", "pleach-worker", "pleach-interop"];
 
 /// Features that the second group is built with.
 pub(crate) const TORCH_FEATURES: &str = "pleach-nn/torch,pleach-methods/torch";

@@ -105,7 +105,7 @@ fn package_name(folder: &Path) -> Result<String> {
 
 /// What tests with real processes and other people's programs need to know.
 fn environment(paths: &Paths, interop: bool) -> Result<Vec<(&'static str, PathBuf)>> {
-    let mut env = vec![("PLEACH_BIN_DIR", paths.target().join("debug")), ("PLEACH_MINILM", setup::minilm(paths)?)];
+    let mut env = vec![("PLEACH_MINILM", setup::minilm(paths)?)];
     if interop {
         env.push(("PLEACH_INTEROP_PYTHON", interop::python(paths)?));
     }

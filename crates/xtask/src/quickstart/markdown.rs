@@ -13,7 +13,7 @@ fn pattern(text: &str) -> Regex {
 /// Headings of sections that say nothing about what the crate does.
 static BOILERPLATE_HEADING: LazyLock<Regex> = LazyLock::new(|| {
     pattern(
-        r"(?i)licen[cs]e|contribut|msrv|minimum supported|minimum rust|rust version|changelog|semver|version|badge|table of contents|acknowledg|sponsor|community|code of conduct|getting help|credits|install|links|documentation|crate features|supported",
+        r"(?i)licen[cs]e|contribut|history|release|news|#\s*v?\d+\.\d|msrv|minimum supported|minimum rust|rust version|changelog|semver|version|badge|table of contents|acknowledg|sponsor|community|code of conduct|getting help|credits|install|links|documentation|crate features|supported",
     )
 });
 static HEADING: LazyLock<Regex> = LazyLock::new(|| pattern(r"^#+(\s|$)"));

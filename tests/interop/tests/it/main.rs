@@ -1,0 +1,9 @@
+//! Real Pleach processes against real programs of others. `cargo xtask test interop` sets what they need:
+//! `PLEACH_INTEROP_PYTHON` (the environment of `py/requirements.txt`) and `PLEACH_MINILM` (the pretrained model).
+
+#![allow(clippy::unwrap_used)]
+
+mod grpc;
+mod peft;
+mod s3;
+mod support;
