@@ -41,30 +41,13 @@ impl Family for Llama {
         };
         let vocab = config.size("vocab_size")?;
         let mut b = Builder::default();
-        let table = format!("{prefix}embed_tokens");
-        let tokens = EmbedSpec::new(&mut b, &table, vocab, sizes.hidden);
+        let tokens = EmbedSpec::new(&mut b, &format!("{prefix}embed_tokens"), vocab, sizes.hidden);
         let count = config.size("num_hidden_layers")?;
         let layers = (0..count).map(|i| sizes.layer(&mut b, &format!("{prefix}layers.{i}"), i as u32)).collect();
         b.enter(None);
         let last_norm = sizes.norm(&mut b, format!("{prefix}norm"));
         let num_labels = options.num_labels.map_or_else(|| config.num_labels(), Ok)?;
-        let mut normalized = false;
-        let head_spec = match head {
-            HeadKind::CausalLm => {
-                let tied = config.flag("tie_word_embeddings", false)?.then(|| format!("{table}.weight"));
-                HeadSpec::CausalLm(LinearSpec::head(&mut b, "lm_head", (sizes.hidden, vocab), false, tied.as_deref()))
-            }
-            HeadKind::SequenceClassification => {
-                let new = Init::Normal { std: config.float("initializer_range", 0.02)? as f32 };
-                let out = b.fresh(new, |b| LinearSpec::head(b, "score", (sizes.hidden, num_labels), false, None));
-                HeadSpec::Classes { pooling: Pooling::Last, pooler: None, out }
-            }
-            HeadKind::Embedding => {
-                let (pooling, normalize) = embedding_options(dir, options)?;
-                normalized = normalize;
-                HeadSpec::Vectors { pooling, normalize, idle: None }
-            }
-        };
+        let (head_spec, normalized) = end(&mut b, dir, head, options, (prefix, &sizes, vocab, num_labels))?;
         let (sites, tensors) = b.finish();
         let info = ModelInfo {
             family: "llama",
@@ -163,4 +146,31 @@ impl Sizes {
             output,
         }
     }
+}
+
+/// The head.
+fn end(
+    b: &mut Builder,
+    dir: &ModelDir,
+    head: HeadKind,
+    options: &HeadOptions,
+    (prefix, sizes, vocab, num_labels): (&str, &Sizes, usize, usize),
+) -> Result<(HeadSpec, bool)> {
+    let config = Config(dir.config());
+    Ok(match head {
+        HeadKind::CausalLm => {
+            let table = format!("{prefix}embed_tokens.weight");
+            let tied = config.flag("tie_word_embeddings", false)?.then_some(table.as_str());
+            (HeadSpec::CausalLm(LinearSpec::head(b, "lm_head", (sizes.hidden, vocab), false, tied)), false)
+        }
+        HeadKind::SequenceClassification => {
+            let new = Init::Normal { std: config.float("initializer_range", 0.02)? as f32 };
+            let out = b.fresh(new, |b| LinearSpec::head(b, "score", (sizes.hidden, num_labels), false, None));
+            (HeadSpec::Classes { pooling: Pooling::Last, pooler: None, out }, false)
+        }
+        HeadKind::Embedding => {
+            let (pooling, normalize) = embedding_options(dir, options)?;
+            (HeadSpec::Vectors { pooling, normalize, idle: None }, normalize)
+        }
+    })
 }

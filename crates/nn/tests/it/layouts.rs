@@ -80,3 +80,17 @@ fn a_layout_knows_its_tokens() {
     assert_eq!(real, [true, false, false, true, true, true]);
     assert_eq!(padded.token_range(1), 3..6);
 }
+
+/// Llama's classes come from the last real token, so that padding changes nothing.
+#[test]
+fn classes_of_a_decoder_come_from_the_last_real_token() {
+    let model = model("llama-lora", Some(HeadKind::SequenceClassification), Precision::Fp32);
+    assert_eq!(model.config.info().class, "LlamaForSequenceClassification");
+    let batch = batch(&[6, 2, 4]);
+    let (a, b) = (run(&model, &batch.padded, &[]), run(&model, &batch.packed, &[]));
+    assert_eq!(a.size(), [3, 2]);
+    assert_near(&a, &b, 1e-5);
+    let alone =
+        (batch.padded.0.rows(1..2), pleach_nn::Inputs::ids(batch.padded.1.get("input_ids").unwrap().narrow(0, 1, 1)));
+    assert_near(&run(&model, &alone, &[]).get(0), &b.get(1), 1e-5);
+}

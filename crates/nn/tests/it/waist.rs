@@ -1,6 +1,6 @@
 //! Groups share one run and do not see each other; hooks that change the operation run alone.
 
-use pleach_nn::{Forward, Group, NoHooks, OpWeights, Precision, Replaced};
+use pleach_nn::{BaseOp, Forward, Group, NoHooks, OpWeights, Precision, Replaced, SiteCx, SiteHook};
 use tch::Tensor;
 
 use crate::support::{Additive, Hooks, Prefix, Sharpen, assert_near, batch, distance, model, real, run};
@@ -73,21 +73,55 @@ fn open_attention_is_the_fused_one_when_its_hook_does_nothing() {
     }
 }
 
-/// A prefix of what the model itself computes for a token is that token, where positions are rotated in already.
+/// Compares attention behind virtual tokens with the definition, row by row and head by head.
+struct Definition {
+    front: i64,
+    causal: bool,
+}
+
+impl SiteHook for Definition {
+    fn shares_base(&self) -> bool {
+        false
+    }
+
+    fn around(&self, cx: &SiteCx<'_>, x: Vec<Tensor>, base: &BaseOp<'_>) -> Vec<Tensor> {
+        let heads = cx.site.dims.heads.unwrap();
+        let virtual_tokens =
+            leaf(&[x[1].size()[0], self.front, heads.kv as i64, heads.dim as i64], 1.0).detach() * 20.0;
+        let front = |own: &Tensor| Tensor::cat(&[&virtual_tokens, own], 1);
+        let (q, k, v) = (x[0].shallow_clone(), front(&x[1]), front(&x[2]));
+        let found = base.run(&[q.shallow_clone(), k.shallow_clone(), v.shallow_clone()]);
+        for (row, length) in cx.layout.lengths().iter().enumerate() {
+            for token in 0..*length {
+                let seen = self.front + if self.causal { token as i64 + 1 } else { *length as i64 };
+                for head in 0..heads.query {
+                    let of = |t: &Tensor, head: usize| t.get(row as i64).select(1, head as i64); // [w, d]
+                    let shared = head / (heads.query / heads.kv);
+                    let keys = of(&k, shared).narrow(0, 0, seen);
+                    let scores = keys.mv(&of(&q, head).get(token as i64)) / (heads.dim as f64).sqrt();
+                    let expected = of(&v, shared).narrow(0, 0, seen).tr().mv(&scores.softmax(-1, tch::Kind::Float));
+                    assert_near(&of(&found[0], head).get(token as i64), &expected, 1e-5);
+                }
+            }
+        }
+        found
+    }
+}
+
 #[test]
-fn virtual_tokens_are_seen_by_all_and_masked_for_none() {
-    let (model, batch) = (model("bert-lora", None, Precision::Fp32), batch(&[6, 4]));
-    let site = model.config.sites().by_path("bert.encoder.layer.0.attention.self@kv").unwrap().id;
-    // Keys far from every query get no weight, so nothing changes.
-    let far = Prefix { key: Tensor::zeros([1, 4, 16], tch::kind::FLOAT_CPU), value: leaf(&[1, 4, 16], 0.0).detach() };
-    let hooks = Hooks::default().with(site, far);
-    let groups = [Group { rows: 0..2, hooks: &hooks }];
-    let (found, bare) = (run(&model, &batch.padded, &groups), run(&model, &batch.padded, &[]));
-    assert!(distance(&found.get(0), &bare.get(0)) > 1e-4 && distance(&found.get(1), &bare.get(1)) > 1e-4);
-    let part =
-        (batch.padded.0.rows(1..2), pleach_nn::Inputs::ids(batch.padded.1.get("input_ids").unwrap().narrow(0, 1, 1)));
-    let alone = run(&model, &part, &[Group { rows: 0..1, hooks: &hooks }]);
-    assert_near(&alone.get(0), &found.get(1), 1e-6);
+fn attention_behind_virtual_tokens_is_its_definition() {
+    for (name, path, causal) in [
+        ("llama-lora", "model.layers.0.self_attn@kv", true),
+        ("bert-lora", "bert.encoder.layer.0.attention.self@kv", false),
+    ] {
+        let (model, batch) = (model(name, None, Precision::Fp32), batch(&[6, 4]));
+        let site = model.config.sites().by_path(path).unwrap().id;
+        for front in [0, 3] {
+            let hooks = Hooks::default().with(site, Definition { front, causal });
+            let groups = [Group { rows: 0..2, hooks: &hooks }];
+            assert!(run(&model, &batch.padded, &groups).isfinite().all().int64_value(&[]) == 1);
+        }
+    }
 }
 
 #[test]

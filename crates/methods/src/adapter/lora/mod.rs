@@ -199,7 +199,7 @@ impl Config {
         Ok(Sites::pattern_value(path, &self.rank_pattern, "rank_pattern")?.copied().unwrap_or(self.r))
     }
 
-    #[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "used by the hooks"))]
+    #[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "used by the hooks"))]
     fn scaling(&self, path: &str) -> Result<f64> {
         let alpha = Sites::pattern_value(path, &self.alpha_pattern, "alpha_pattern")?.copied().unwrap_or(self.lora_alpha);
         let r = f64::from(self.rank(path)?);
