@@ -120,8 +120,9 @@ impl Db {
             let mut kept = updates.range((name, 0)..=(name, u64::MAX)).map_err(broken)?;
             let first_seq = kept.next().transpose().map_err(broken)?.map(|(key, _)| key.value().1);
             let last_seq = kept.next_back().transpose().map_err(broken)?.map(|(key, _)| key.value().1);
-            let first_seq = first_seq.unwrap_or(1);
-            all.push(Stored { key, record, tasks, first_seq, last_seq: last_seq.unwrap_or(first_seq) });
+            // With one update the range is spent after the first look; with none the next number is 1.
+            let last_seq = last_seq.or(first_seq).unwrap_or_default();
+            all.push(Stored { key, record, tasks, first_seq: first_seq.unwrap_or(1), last_seq });
         }
         Ok(all)
     }
@@ -207,4 +208,78 @@ fn broken(error: impl Into<redb::Error>) -> Error {
         _ => code::STATE_CORRUPT,
     };
     code.error("the coordinator's state cannot be read or written").caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use pleach_proto::v1::watch_job_response::Update;
+    use pleach_sched::Needs;
+
+    use super::*;
+
+    fn event(message: String) -> WatchJobResponse {
+        let event = v1::Event { message, ..v1::Event::default() };
+        WatchJobResponse { seq: 0, update: Some(Update::Event(event)) }
+    }
+
+    fn record() -> JobRecord {
+        let needs = Needs { min_workers: 1, max_workers: 1, lanes: 1, restarts: 0 };
+        JobRecord {
+            format_version: FORMAT_VERSION,
+            spec: "{}".into(),
+            created_ms: 1,
+            updated_ms: 2,
+            sched: Job::placeholder(needs),
+        }
+    }
+
+    #[test]
+    fn updates_are_paged_trimmed_and_forgotten_with_their_job_alone() {
+        let db = Db::open(&StateStore::Memory).unwrap();
+        let (a, b) = (JobKey::new("t", "a"), JobKey::new("t", "ab"));
+        let updates = |key: &JobKey| (1..=9).map(|seq| (key.clone(), seq, event(seq.to_string()))).collect::<Vec<_>>();
+        let changes = Changes {
+            jobs: vec![(a.clone(), record()), (b.clone(), record())],
+            updates: [updates(&a), updates(&b)].concat(),
+            durable: true,
+            ..Changes::default()
+        };
+        db.write(&changes).unwrap();
+        let seqs = |key: &JobKey, after, most| {
+            db.updates(key, after, most).unwrap().iter().map(|update| update.seq).collect::<Vec<_>>()
+        };
+        assert_eq!(seqs(&a, 0, 3), [1, 2, 3]);
+        assert_eq!(seqs(&a, 7, 100), [8, 9]);
+        db.write(&Changes { trims: vec![(a.clone(), 6)], ..Changes::default() }).unwrap();
+        assert_eq!(seqs(&a, 2, 100), [6, 7, 8, 9]);
+        let loaded = db.load().unwrap();
+        assert_eq!(loaded.iter().map(|s| (s.first_seq, s.last_seq)).collect::<Vec<_>>(), [(6, 9), (1, 9)]);
+        db.write(&Changes { forgotten: vec![a.clone()], ..Changes::default() }).unwrap();
+        assert!(seqs(&a, 0, 100).is_empty());
+        assert_eq!((seqs(&b, 0, 100).len(), db.load().unwrap().len()), (9, 1));
+    }
+
+    #[test]
+    fn one_update_and_none_are_loaded_rightly() {
+        let db = Db::open(&StateStore::Memory).unwrap();
+        let (one, none) = (JobKey::new("t", "one"), JobKey::new("t", "none"));
+        let jobs = vec![(none, record()), (one.clone(), record())];
+        let updates = vec![(one, 5, event("x".into()))];
+        db.write(&Changes { jobs, updates, ..Changes::default() }).unwrap();
+        let loaded = db.load().unwrap();
+        assert_eq!(loaded.iter().map(|s| (s.first_seq, s.last_seq)).collect::<Vec<_>>(), [(1, 0), (5, 5)]);
+    }
+
+    #[test]
+    fn a_newer_format_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = StateStore::File(folder.path().join("deep/state.redb"));
+        let db = Db::open(&store).unwrap();
+        assert_eq!((db.take_term().unwrap(), db.take_term().unwrap()), (Term(1), Term(2)));
+        let transaction = db.0.begin_write().unwrap();
+        transaction.open_table(META).unwrap().insert("format_version", 99).unwrap();
+        transaction.commit().unwrap();
+        drop(db);
+        assert_eq!(Db::open(&store).err().unwrap().code(), code::STATE_CORRUPT);
+    }
 }

@@ -1,0 +1,8 @@
+//! The coordinator over real sockets, with workers that speak the real protocol and train nothing.
+
+mod cluster;
+mod jobs;
+mod restart;
+mod surface;
+mod worker;
+mod workers;

@@ -1,0 +1,73 @@
+//! A coordinator that stops and comes back.
+
+use pleach_base::code;
+use pleach_proto::status::from_status;
+use pleach_proto::v1::Finished;
+use pleach_proto::v1::JobState;
+use pleach_proto::v1::report_request::Report;
+use pleach_proto::v1::watch_job_response::Update;
+
+use crate::cluster::{Cluster, all};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_survive_and_run_again_under_a_new_term() {
+    let mut cluster = Cluster::start().await;
+    for name in ["done", "cut"] {
+        let spec = cluster.spec(name, 1, 1);
+        cluster.submit(spec).await.unwrap();
+    }
+    let mut a = cluster.worker("a", 1).await;
+    let at = a.assignment().await;
+    a.ready(&at).await;
+    a.step(&at, 8, 0.5).await;
+    a.durable(&at, 8).await;
+    a.finish(&at).await;
+    cluster.until("done", JobState::Succeeded).await;
+    let old = a.assignment().await;
+    a.ready(&old).await;
+    a.step(&old, 1, 0.5).await;
+    a.durable(&old, 1).await;
+    let before = cluster.until("cut", JobState::Running).await;
+
+    cluster.restart().await;
+    let done = cluster.get("done").await.unwrap();
+    assert_eq!((done.state(), done.tasks[0].durable_step), (JobState::Succeeded, 8));
+    let cut = cluster.get("cut").await.unwrap();
+    assert_eq!((cut.state(), cut.tasks[0].step, cut.tasks[0].durable_step), (JobState::Queued, 1, 1));
+    assert_eq!(cut.created_unix_ms, before.created_unix_ms);
+    let spec = cluster.spec("cut", 1, 1);
+    assert!(!cluster.submit(spec).await.unwrap().1, "still the same job");
+
+    let mut a = cluster.worker("a", 1).await;
+    let refused = a.report(&old, Report::Finished(Finished {})).await.unwrap_err();
+    assert_eq!(from_status(&refused).code(), code::FENCED, "the fence of the term before");
+    let next = a.assignment().await;
+    assert_eq!((next.term, next.generation), (old.term + 1, old.generation + 1));
+    a.ready(&next).await;
+    a.finish(&next).await;
+    cluster.until("cut", JobState::Succeeded).await;
+
+    let seen = all(cluster.watch("cut", 0).await).await;
+    let seqs: Vec<_> = seen.iter().map(|update| update.seq).filter(|seq| *seq > 0).collect();
+    assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>(), "one history over both terms");
+    let kinds: Vec<_> = seen
+        .iter()
+        .filter_map(
+            |update| if let Some(Update::Event(event)) = &update.update { Some(event.kind.as_str()) } else { None },
+        )
+        .collect();
+    assert!(kinds.contains(&"CoordinatorRestarted") && kinds.last() == Some(&"Succeeded"), "{kinds:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_was_being_cancelled_does_not_come_back_to_life() {
+    let mut cluster = Cluster::start().await;
+    let spec = cluster.spec("j", 1, 1);
+    cluster.submit(spec).await.unwrap();
+    let mut a = cluster.worker("a", 1).await;
+    let at = a.assignment().await;
+    a.ready(&at).await;
+    assert_eq!(cluster.cancel("j").await.unwrap().state(), JobState::Stopping);
+    cluster.restart().await;
+    assert_eq!(cluster.get("j").await.unwrap().state(), JobState::Cancelled);
+}

@@ -1,0 +1,215 @@
+//! A worker that speaks the protocol: registers, keeps its lease, takes orders, reports.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use pleach_proto::v1::report_request::Report;
+use pleach_proto::v1::session_request::Message;
+use pleach_proto::v1::session_response::Message as Order;
+use pleach_proto::v1::worker_service_client::WorkerServiceClient;
+use pleach_proto::v1::{
+    Assignment, Durable, Finished, Heartbeat, Ready, RegisterRequest, ReportRequest, SessionRequest, SessionResponse,
+    StepRow, Stop,
+};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+use crate::cluster::LIMIT;
+
+#[derive(Default)]
+struct Shown {
+    progress: AtomicU64,
+    draining: AtomicBool,
+    part: Mutex<Option<Assignment>>,
+}
+
+pub(crate) struct Worker {
+    pub(crate) client: WorkerServiceClient<Channel>,
+    name: String,
+    incarnation: u64,
+    requests: mpsc::Sender<SessionRequest>,
+    orders: Streaming<SessionResponse>,
+    shown: Arc<Shown>,
+    beats: JoinHandle<()>,
+    pub(crate) reports: u64,
+}
+
+impl Drop for Worker {
+    /// As a killed process: the stream breaks, and nothing more is heard.
+    fn drop(&mut self) {
+        self.beats.abort();
+    }
+}
+
+impl Worker {
+    pub(crate) async fn join(url: &str, name: &str, incarnation: u64) -> Result<Self, Status> {
+        let mut client = WorkerServiceClient::connect(url.to_owned()).await.expect("a connection");
+        let request = RegisterRequest {
+            worker: name.into(),
+            incarnation,
+            host: "127.0.0.1".into(),
+            rendezvous_port: 4000,
+            device: "cpu".into(),
+            ..RegisterRequest::default()
+        };
+        let lease = client.register(request).await?.into_inner();
+        let (requests, stream) = mpsc::channel(64);
+        let shown = Arc::new(Shown::default());
+        requests.send(heartbeat(name, incarnation, &shown)).await.unwrap();
+        let orders = client.session(ReceiverStream::new(stream)).await?.into_inner();
+        let every = Duration::from_millis(lease.lease_ttl_ms / 3);
+        let beats = tokio::spawn(beat(name.to_owned(), incarnation, requests.clone(), Arc::clone(&shown), every));
+        Ok(Self { client, name: name.into(), incarnation, requests, orders, shown, beats, reports: 0 })
+    }
+
+    /// The next order that is no acknowledgement.
+    pub(crate) async fn order(&mut self) -> Result<Option<Order>, Status> {
+        loop {
+            let next = tokio::time::timeout(LIMIT, self.orders.message()).await.expect("an order in time")?;
+            match next.map(|answer| answer.message) {
+                Some(Some(Order::Ack(_)) | None) => {}
+                other => return Ok(other.flatten()),
+            }
+        }
+    }
+
+    /// The next assignment; orders to stop before it are obeyed.
+    pub(crate) async fn assignment(&mut self) -> Assignment {
+        loop {
+            match self.order().await.unwrap().expect("the session stands") {
+                Order::Assignment(assignment) => {
+                    *self.shown.part.lock().unwrap() = Some(assignment.clone());
+                    return assignment;
+                }
+                Order::Stop(_) => self.idle(),
+                Order::Ack(_) => {}
+            }
+        }
+    }
+
+    pub(crate) async fn stop(&mut self) -> Stop {
+        loop {
+            if let Order::Stop(stop) = self.order().await.unwrap().expect("the session stands") {
+                return stop;
+            }
+        }
+    }
+
+    /// From now on heartbeats say that it works on nothing.
+    pub(crate) fn idle(&self) {
+        *self.shown.part.lock().unwrap() = None;
+    }
+
+    /// From now on heartbeats say that it leaves.
+    pub(crate) fn drain(&self) {
+        self.shown.draining.store(true, Ordering::SeqCst);
+    }
+
+    /// The network task lives on, the training thread makes no more progress.
+    pub(crate) fn hang(&self) {
+        self.shown.progress.store(u64::MAX, Ordering::SeqCst);
+    }
+
+    pub(crate) async fn report(&mut self, at: &Assignment, report: Report) -> Result<(), Status> {
+        self.reports += 1;
+        let request = self.report_request(at, self.reports, report);
+        self.client.report(request).await.map(|_| ())
+    }
+
+    pub(crate) fn report_request(&self, at: &Assignment, report_seq: u64, report: Report) -> ReportRequest {
+        ReportRequest {
+            worker: self.name.clone(),
+            incarnation: self.incarnation,
+            report_seq,
+            tenant: at.tenant.clone(),
+            job: at.job.clone(),
+            term: at.term,
+            generation: at.generation,
+            report: Some(report),
+        }
+    }
+
+    pub(crate) async fn ready(&mut self, at: &Assignment) {
+        self.report(at, Report::Ready(Ready {})).await.unwrap();
+    }
+
+    pub(crate) async fn step(&self, at: &Assignment, step: u64, loss: f64) {
+        let row = StepRow {
+            task: "answers".into(),
+            step,
+            total_steps: 8,
+            loss,
+            tokens: 100,
+            step_seconds: 0.5,
+            generation: at.generation,
+            world: at.world,
+            ..StepRow::default()
+        };
+        let request = SessionRequest {
+            worker: self.name.clone(),
+            incarnation: self.incarnation,
+            message: Some(Message::Step(row)),
+            tenant: at.tenant.clone(),
+            job: at.job.clone(),
+            term: at.term,
+            generation: at.generation,
+        };
+        self.requests.send(request).await.unwrap();
+    }
+
+    pub(crate) async fn durable(&mut self, at: &Assignment, step: u64) {
+        let durable = Durable {
+            task: "answers".into(),
+            step,
+            folder: format!("steps/{step:08}-g{:04}", at.generation),
+            ..Durable::default()
+        };
+        self.report(at, Report::Durable(durable)).await.unwrap();
+    }
+
+    pub(crate) async fn finish(&mut self, at: &Assignment) {
+        self.report(at, Report::Finished(Finished {})).await.unwrap();
+        self.idle();
+    }
+}
+
+async fn beat(
+    name: String,
+    incarnation: u64,
+    requests: mpsc::Sender<SessionRequest>,
+    shown: Arc<Shown>,
+    every: Duration,
+) {
+    loop {
+        tokio::time::sleep(every).await;
+        if shown.progress.load(Ordering::SeqCst) < u64::MAX {
+            shown.progress.fetch_add(1, Ordering::SeqCst);
+        }
+        if requests.send(heartbeat(&name, incarnation, &shown)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn heartbeat(name: &str, incarnation: u64, shown: &Shown) -> SessionRequest {
+    let part = shown.part.lock().unwrap().clone();
+    let beat = Heartbeat {
+        progress: shown.progress.load(Ordering::SeqCst),
+        idle: part.is_none(),
+        draining: shown.draining.load(Ordering::SeqCst),
+    };
+    let part = part.unwrap_or_default();
+    SessionRequest {
+        worker: name.into(),
+        incarnation,
+        message: Some(Message::Heartbeat(beat)),
+        tenant: part.tenant,
+        job: part.job,
+        term: part.term,
+        generation: part.generation,
+    }
+}
