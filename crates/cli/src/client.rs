@@ -111,10 +111,15 @@ impl Client {
         answer.checkpoint.ok_or_else(|| code::INTERNAL.error("the coordinator answered without a checkpoint"))
     }
 
-    /// Hands every update of a job to `on` until the job ends or `on` says so; an outage of the coordinator is waited
+    /// Hands every update of a job after number `seen` (0: from the beginning) to `on` until the job ends or `on` says so; an outage of the coordinator is waited
     /// out, and no update is seen twice.
-    pub(crate) async fn watch(&mut self, id: &str, mut on: impl FnMut(WatchJobResponse) -> Flow) -> Result<()> {
-        let (mut seen, mut lost) = (0, Duration::ZERO);
+    pub(crate) async fn watch(
+        &mut self,
+        id: &str,
+        mut seen: u64,
+        mut on: impl FnMut(WatchJobResponse) -> Flow,
+    ) -> Result<()> {
+        let mut lost = Duration::ZERO;
         loop {
             let error = match self.watch_once(id, &mut seen, &mut lost, &mut on).await {
                 Ok(()) => return Ok(()),

@@ -13,7 +13,7 @@ pub(super) async fn run(global: &Global, args: &Cancel) -> Result<()> {
     if !args.no_wait && !view::ended(&job) {
         out::note(format!("waiting for {} to finish its step and write a checkpoint", job.id));
         let mut follower = Follower::new(Stream::Err, shown(global));
-        client.watch(&args.job, |update| follower.update(update)).await?;
+        client.watch(&args.job, job.last_seq, |update| follower.update(update)).await?;
         follower.clear();
         job = ended(follower, &mut client, &args.job).await?;
     }

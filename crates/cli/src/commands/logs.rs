@@ -11,7 +11,7 @@ use crate::{follow, out};
 pub(super) async fn run(global: &Global, args: &Logs) -> Result<()> {
     let mut client = super::connect(global).await?;
     let mut printer = Printer { follow: args.follow, until: None, failed: None };
-    client.watch(&args.job, |update| printer.update(&update)).await?;
+    client.watch(&args.job, 0, |update| printer.update(&update)).await?;
     printer.failed.map_or(Ok(()), Err)
 }
 

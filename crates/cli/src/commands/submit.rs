@@ -26,7 +26,7 @@ pub(super) async fn run(global: &Global, args: Submit) -> Result<ExitCode> {
         out::emit(args.output.output, &view::job(&stored), || stored.id.clone())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let code = follow_until_ctrl_c(&mut client, &id, Follower::new(Stream::Err, shown(global))).await?;
+    let code = follow_until_ctrl_c(&mut client, &stored, Follower::new(Stream::Err, shown(global))).await?;
     let last = client.get(&id).await?;
     out::emit(args.output.output, &view::job(&last), || adapters(&last))?;
     Ok(code)

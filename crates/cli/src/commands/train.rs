@@ -38,10 +38,10 @@ pub(super) async fn run(global: &Global, args: Train) -> Result<ExitCode> {
             out::note(format!("{} is done already: another metadata.name trains anew", stored.id));
             Ok(Some(stored))
         }
-        Ok(_) => {
+        Ok(stored) => {
             let threads = threads(&job, count);
             let recruit = Recruit { binary, address, threads, device: args.device, verbose: global.verbose > 0 };
-            train(&mut client, &job, recruit, count).await
+            train(&mut client, &job, stored.last_seq, recruit, count).await
         }
         Err(error) => Err(error),
     };
@@ -61,8 +61,8 @@ pub(super) async fn run(global: &Global, args: Train) -> Result<ExitCode> {
     }
 }
 
-/// Follows the job while its workers are kept alive; none when it was interrupted before its end.
-async fn train(client: &mut Client, job: &Job, recruit: Recruit, count: u32) -> Result<Option<v1::Job>> {
+/// Follows the job from update `seen` on while its workers are kept alive; none when it was interrupted before its end.
+async fn train(client: &mut Client, job: &Job, seen: u64, recruit: Recruit, count: u32) -> Result<Option<v1::Job>> {
     let mut signals = Signals::listen()?;
     let orders = Orders::default();
     let (say, mut said) = unbounded_channel();
@@ -72,7 +72,7 @@ async fn train(client: &mut Client, job: &Job, recruit: Recruit, count: u32) -> 
     follower.borrow().say(&format!("starting {count} workers on this machine"));
 
     let mut watcher = client.clone();
-    let mut watch = std::pin::pin!(watcher.watch(&id, |update| follower.borrow_mut().update(update)));
+    let mut watch = std::pin::pin!(watcher.watch(&id, seen, |update| follower.borrow_mut().update(update)));
     let mut interrupted = false;
     let watched = loop {
         tokio::select! {
@@ -107,19 +107,30 @@ async fn last(client: &mut Client, id: &str) -> Option<v1::Job> {
     client.get(id).await.ok().filter(view::ended)
 }
 
-/// Submits the job. One that was cancelled or failed is begun again: its checkpoints are where it goes on from.
+/// Submits the job. One that was cancelled or failed is begun again and goes on from its checkpoints, unless it was
+/// another job then and has some: those are not this job's.
 async fn enter(client: &mut Client, job: &Job) -> Result<v1::Job> {
     let id = &job.metadata.name;
     match client.get(id).await {
-        Ok(before) if matches!(before.state(), JobState::Failed | JobState::Cancelled) => {
-            out::note(format!("{id} was {} before ({}): going on", view::state(&before), before.reason));
-            client.delete(id).await?;
+        Ok(before) => {
+            let same = before.spec_json == job.clone().resolve().canonical_json();
+            let has_steps = before.tasks.iter().any(|task| task.durable_step > 0);
+            if matches!(before.state(), JobState::Failed | JobState::Cancelled) && (same || !has_steps) {
+                out::note(format!("{id} was {} before ({}): beginning again", view::state(&before), before.reason));
+                client.delete(id).await?;
+            }
         }
-        Ok(_) => {}
         Err(error) if error.code() == code::JOB_NOT_FOUND => {}
         Err(error) => return Err(error),
     }
-    let (stored, _) = client.submit(job.canonical_json(), id).await?;
+    let submitted = client.submit(job.canonical_json(), id).await;
+    let (stored, _) = submitted.map_err(|error| {
+        if error.code() == code::JOB_EXISTS {
+            error.hint("train the changed job under another name: --set metadata.name=NAME")
+        } else {
+            error
+        }
+    })?;
     Ok(stored)
 }
 

@@ -13,7 +13,8 @@ use crate::out;
 pub(super) async fn run(global: &Global, args: &JobName) -> Result<ExitCode> {
     let mut client = super::connect(global).await?;
     let follower = Follower::new(Stream::Out, shown(global));
-    follow_until_ctrl_c(&mut client, &args.job, follower).await
+    let job = client.get(&args.job).await?;
+    follow_until_ctrl_c(&mut client, &job, follower).await
 }
 
 /// Events always, log lines of all levels with `-v`.
@@ -21,10 +22,15 @@ pub(super) fn shown(global: &Global) -> Shown {
     Shown { events: true, all_logs: global.verbose > 0 }
 }
 
-/// Follows a job to its end. Ctrl-C leaves the job alone: it says how to come back and how to stop the job.
-pub(super) async fn follow_until_ctrl_c(client: &mut Client, id: &str, mut follower: Follower) -> Result<ExitCode> {
+/// Follows a job from where it is to its end. Ctrl-C leaves the job alone: it says how to come back and how to stop the job.
+pub(super) async fn follow_until_ctrl_c(
+    client: &mut Client,
+    job: &v1::Job,
+    mut follower: Follower,
+) -> Result<ExitCode> {
+    let id = job.id.as_str();
     let watched = tokio::select! {
-        watched = client.watch(id, |update| follower.update(update)) => Some(watched),
+        watched = client.watch(id, job.last_seq, |update| follower.update(update)) => Some(watched),
         _ = tokio::signal::ctrl_c() => None,
     };
     follower.clear();

@@ -35,6 +35,9 @@ pub(crate) struct Shown {
     pub(crate) all_logs: bool,
 }
 
+/// Events that say what the job's change of state says too.
+const ECHOES: &[&str] = &["Submitted", "Running", "Succeeded", "Failed", "Cancelled", "GenerationEnded"];
+
 /// Shows the updates of one job.
 pub(crate) struct Follower {
     stream: Stream,
@@ -68,7 +71,9 @@ impl Follower {
                 row.samples,
                 row.seconds
             )),
-            Some(Update::Event(event)) if self.shown.events => self.say(&event_line(&event)),
+            Some(Update::Event(event)) if self.shown.events && !ECHOES.contains(&event.kind.as_str()) => {
+                self.say(&event_line(&event));
+            }
             Some(Update::Log(line)) if self.shown.all_logs || is_warning(&line) => self.say(&log_line(&line)),
             _ => {}
         }

@@ -4,6 +4,7 @@ mod fake;
 mod offline;
 mod online;
 mod plan;
+mod real;
 
 use std::process::{Command, Output};
 

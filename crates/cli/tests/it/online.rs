@@ -141,7 +141,7 @@ async fn an_outage_is_waited_out_and_nothing_is_seen_twice() {
     let steps: Vec<_> = out.lines().filter_map(|line| line.split("  ").nth(1)).collect();
     assert_eq!(steps, ["step 1/4", "step 2/4", "step 3/4"]);
     assert!(err.contains("waiting up to 120 s for the coordinator"), "{err}");
-    assert_eq!(calls, ["default|-|watch demo after 0", "default|-|watch demo after 2"]);
+    assert_eq!(calls, ["default|-|get", "default|-|watch demo after 0", "default|-|watch demo after 2"]);
 }
 
 #[tokio::test]
