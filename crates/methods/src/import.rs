@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pleach_base::{Result, ResultExt, code, suggest};
-use pleach_nn::TensorFile;
+use pleach_nn::{SiteId, TensorFile};
 use serde_json::{Map, Value};
 
 use crate::adapter::AdapterConfig;
@@ -76,6 +76,17 @@ impl Imported {
     }
 }
 
+/// The site whose frozen weight (or bias) a tensor is a copy of: PEFT stores one beside the adapter when the token table
+/// or the output head is a target.
+pub(crate) fn frozen_copy(plan: &Plan, name: &str) -> Option<(SiteId, &'static str)> {
+    let (module, part) = match name.strip_suffix(".base_layer.weight") {
+        Some(module) => (module, "weight"),
+        None => (name.strip_suffix(".base_layer.bias")?, "bias"),
+    };
+    let below = |name: &str| name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'));
+    plan.tensors.iter().find(|tensor| below(&tensor.name)).map(|tensor| (tensor.site, part))
+}
+
 /// Compares names and shapes with a plan.
 pub(crate) fn check<'n>(plan: &Plan, found: impl Iterator<Item = (&'n str, Vec<usize>)>) -> Result<()> {
     let mut found: BTreeMap<_, _> = found.collect();
@@ -91,7 +102,7 @@ pub(crate) fn check<'n>(plan: &Plan, found: impl Iterator<Item = (&'n str, Vec<u
             Some(_) => {}
         }
     }
-    match found.keys().next() {
+    match found.keys().find(|name| frozen_copy(plan, name).is_none()) {
         Some(name) => Err(code::ADAPTER_FORMAT
             .error(format!("tensor `{name}`: not one of this adapter on this model"))
             .hint("the options in adapter_config.json do not lead to such a tensor; is it for another base model?")),

@@ -10,6 +10,7 @@ use tch::Tensor;
 
 use super::AdapterConfig;
 use super::saved::Saved;
+use crate::import::{check, frozen_copy};
 use crate::plan::{Plan, PlannedTensor};
 
 /// A method at one site.
@@ -33,7 +34,8 @@ impl Adapter {
     /// job seed and task, so that every rank has the same.
     ///
     /// # Errors
-    /// `ADAPTER_FORMAT` naming the tensor when `values` lack one, have one too many, or have another shape.
+    /// `ADAPTER_FORMAT` naming the tensor when `values` lack one, have one too many, or have another shape;
+    /// `ADAPTER_BASE` when they bring a copy of a frozen weight that is not the model's.
     pub fn build(
         config: Arc<dyn AdapterConfig>,
         plan: Arc<Plan>,
@@ -43,6 +45,7 @@ impl Adapter {
     ) -> Result<Self> {
         if let Some(values) = values {
             check(&plan, values.iter().map(|(name, tensor)| (name.as_str(), shape_of(tensor))))?;
+            same_base(&plan, base, values)?;
         }
         let mut params = ParamTree::default();
         for tensor in &plan.tensors {
@@ -117,12 +120,24 @@ impl HookSet for Adapter {
     }
 }
 
-/// Compares names and shapes with the plan.
-///
-/// # Errors
-/// `ADAPTER_FORMAT` naming the first tensor that is missing, too many, or of another shape.
-pub(crate) fn check<'n>(plan: &Plan, found: impl Iterator<Item = (&'n str, Vec<usize>)>) -> Result<()> {
-    crate::import::check(plan, found)
+/// Copies of frozen weights must be those of this model.
+fn same_base(plan: &Plan, base: &dyn Backbone, values: &BTreeMap<String, Tensor>) -> Result<()> {
+    for (name, value) in values {
+        let Some((site, part)) = frozen_copy(plan, name) else { continue };
+        let weights = base.weights(site);
+        let own = match part {
+            "bias" => weights.and_then(|weights| weights.bias.as_ref()),
+            _ => weights.map(|weights| &weights.weight),
+        };
+        if !own.is_some_and(|own| {
+            own.size() == value.size() && own.equal(&value.to_device(own.device()).to_kind(own.kind()))
+        }) {
+            return Err(code::ADAPTER_BASE
+                .error(format!("tensor `{name}`: not the frozen weight of this model"))
+                .hint("the adapter was made for another base model"));
+        }
+    }
+    Ok(())
 }
 
 fn shape_of(tensor: &Tensor) -> Vec<usize> {

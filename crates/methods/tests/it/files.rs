@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use pleach_base::code;
-use pleach_methods::{Export, import};
+use pleach_methods::{Adapter, Export, import};
 use pleach_nn::Precision;
 use rstest::rstest;
 use safetensors::tensor::{Dtype, TensorView};
@@ -80,6 +80,32 @@ fn tensors_that_do_not_fit_are_named() {
     };
     let turned = refused(changed(turned, same).path());
     assert!(turned.message().contains(&format!("tensor `{name}`: expected [32, 8], found [8, 32]")), "{turned}");
+}
+
+/// PEFT puts one beside the adapter when the head or the token table is a target.
+#[test]
+fn a_copy_of_a_frozen_weight_must_be_the_models() {
+    let name = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight";
+    let model = model("llama-lora-qv-rslora", Precision::Fp32);
+    let weight = model.config.sites().by_path("model.layers.0.self_attn.q_proj").unwrap().id;
+    let own = pleach_nn::to_le_bytes(&model.backbone.weights(weight).unwrap().weight);
+    let build = |edit: &dyn Fn(&mut Vec<u8>)| {
+        let add = |list: &mut Vec<(String, Vec<usize>, Vec<u8>)>| {
+            let mut bytes = own.bytes.clone();
+            edit(&mut bytes);
+            list.push((name.to_owned(), own.shape.clone(), bytes));
+        };
+        let folder = changed(add, |_| {});
+        let imported = import(folder.path())?;
+        let plan = std::sync::Arc::new(imported.config.plan(&*model.config)?);
+        imported.check(&plan)?;
+        let (key, values) = (pleach_base::rng::Key::seed(0), imported.values()?);
+        Adapter::build(std::sync::Arc::clone(&imported.config), plan, &*model.backbone, key, Some(&values)).map(|_| ())
+    };
+    build(&|_| {}).unwrap();
+    let error = build(&|bytes| bytes[2] ^= 1).unwrap_err();
+    assert_eq!(error.code(), code::ADAPTER_BASE);
+    assert!(error.message().starts_with(&format!("tensor `{name}`")), "{error}");
 }
 
 #[test]
