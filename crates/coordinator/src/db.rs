@@ -87,17 +87,26 @@ impl Db {
         transaction.commit().map_err(broken)
     }
 
-    /// Begins the next term: every start of a coordinator is a new leader.
-    pub(crate) fn take_term(&self) -> Result<Term> {
+    /// Begins the next term: every start of a coordinator is a new leader. Says also whether the leader before ended in
+    /// order ([`Db::close`]); if not, updates that had not reached the disk are gone.
+    pub(crate) fn take_term(&self) -> Result<(Term, bool)> {
         let transaction = self.0.begin_write().map_err(broken)?;
-        let term = {
+        let (term, clean) = {
             let mut meta = transaction.open_table(META).map_err(broken)?;
             let term = meta.get("term").map_err(broken)?.map_or(0, |value| value.value()) + 1;
             meta.insert("term", term).map_err(broken)?;
-            term
+            let clean = meta.insert("clean", 0).map_err(broken)?.is_none_or(|value| value.value() == 1);
+            (term, clean)
         };
         transaction.commit().map_err(broken)?;
-        Ok(Term(term))
+        Ok((Term(term), clean))
+    }
+
+    /// Brings everything to the disk and notes that it was.
+    pub(crate) fn close(&self) -> Result<()> {
+        let transaction = self.0.begin_write().map_err(broken)?;
+        transaction.open_table(META).map_err(broken)?.insert("clean", 1).map_err(broken)?;
+        transaction.commit().map_err(broken)
     }
 
     /// All jobs.
@@ -271,11 +280,14 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_refused() {
+    fn terms_grow_and_a_newer_format_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let store = StateStore::File(folder.path().join("deep/state.redb"));
         let db = Db::open(&store).unwrap();
-        assert_eq!((db.take_term().unwrap(), db.take_term().unwrap()), (Term(1), Term(2)));
+        assert_eq!(db.take_term().unwrap(), (Term(1), true));
+        assert_eq!(db.take_term().unwrap(), (Term(2), false), "the first leader was not closed");
+        db.close().unwrap();
+        assert_eq!(db.take_term().unwrap(), (Term(3), true));
         let transaction = db.0.begin_write().unwrap();
         transaction.open_table(META).unwrap().insert("format_version", 99).unwrap();
         transaction.commit().unwrap();

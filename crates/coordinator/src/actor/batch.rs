@@ -102,9 +102,14 @@ impl Actor {
             .chain(batch.updates.iter().map(|(key, ..)| key))
             .cloned()
             .collect();
-        if !touched.is_empty() || !batch.forgotten.is_empty() {
-            let changes = self.changes(&batch.jobs, &batch.progress, batch.updates, batch.forgotten, batch.durable);
+        if !touched.is_empty() || batch.durable {
+            let durable = batch.durable || self.sync_is_due();
+            let changes = self.changes(&batch.jobs, &batch.progress, batch.updates, batch.forgotten, durable);
             self.db.write(&changes)?;
+            self.unsynced = !durable;
+            if durable {
+                self.synced_at = self.now();
+            }
         }
         for key in &touched {
             if let Some(entry) = self.entries.get(key) {

@@ -32,6 +32,10 @@ pub(crate) use jobs::Overview;
 const WAITING: usize = 1024;
 /// Requests that share a transaction.
 const BATCH: usize = 64;
+/// Rows of the step log and lines of logs, which nobody waits for, are on the disk after this time.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// More updates of a job than are made between two syncs.
+const LOST_AT_MOST: u64 = 1 << 20;
 
 /// Reason of a shutdown that the actor requests.
 pub(crate) const CANNOT_STORE: &str = "the coordinator's state cannot be stored";
@@ -110,6 +114,9 @@ pub(crate) struct Actor {
     sessions_opened: u64,
     reports: BTreeMap<WorkerId, Reports>,
     batch: Batch,
+    /// When everything was last brought to the disk, and whether something was written since.
+    synced_at: Duration,
+    unsynced: bool,
 }
 
 impl Actor {
@@ -118,8 +125,12 @@ impl Actor {
     /// # Errors
     /// `IO`, `STATE_CORRUPT`.
     pub(crate) fn load(config: &Config, db: Arc<Db>) -> Result<Self> {
-        let term = db.take_term()?;
-        let stored = db.load()?;
+        let (term, clean) = db.take_term()?;
+        let mut stored = db.load()?;
+        if !clean {
+            // Watchers may have seen numbers that did not reach the disk: those are not given out again.
+            stored.iter_mut().for_each(|stored| stored.last_seq += LOST_AT_MOST);
+        }
         let jobs: Vec<_> = stored.iter().map(|stored| (stored.key.clone(), stored.record.sched.clone())).collect();
         let state = State::recover(term, config.settings.clone(), jobs);
         let mut actor = Self {
@@ -133,6 +144,8 @@ impl Actor {
             sessions_opened: 0,
             reports: BTreeMap::new(),
             batch: Batch::default(),
+            synced_at: config.clock.elapsed(),
+            unsynced: false,
         };
         actor.note_recovery();
         actor.flush()?;
@@ -156,6 +169,9 @@ impl Actor {
     pub(crate) fn run(mut self, mut tasks: mpsc::Receiver<Task>, shutdown: &Shutdown) {
         while let Some(task) = tasks.blocking_recv() {
             if shutdown.is_requested() {
+                if let Err(error) = self.db.close() {
+                    tracing::error!(error = %error.chain(), "the state was not closed in order");
+                }
                 break;
             }
             task(&mut self);
@@ -174,6 +190,13 @@ impl Actor {
 
     pub(crate) fn tick(&mut self) {
         self.apply(Event::Tick);
+        if self.unsynced && self.sync_is_due() {
+            self.batch.durable();
+        }
+    }
+
+    fn sync_is_due(&self) -> bool {
+        self.now() >= self.synced_at + SYNC_EVERY
     }
 
     pub(crate) fn term(&self) -> Term {

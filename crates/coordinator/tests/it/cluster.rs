@@ -55,10 +55,16 @@ impl Cluster {
 
     /// Stops the coordinator and starts another one on its state; the address is a new one.
     pub(crate) async fn restart(&mut self) {
-        self.running.take().unwrap().stop("a test").await.unwrap();
+        self.stop().await;
         let (running, jobs) = up(&self.folder.path().join("state.redb"), &self.settings).await;
         self.running = Some(running);
         self.jobs = jobs;
+    }
+
+    pub(crate) async fn stop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.stop("a test").await.unwrap();
+        }
     }
 
     pub(crate) fn url(&self) -> String {

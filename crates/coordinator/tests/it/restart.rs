@@ -59,6 +59,36 @@ async fn jobs_survive_and_run_again_under_a_new_term() {
     assert!(kinds.contains(&"CoordinatorRestarted") && kinds.last() == Some(&"Succeeded"), "{kinds:?}");
 }
 
+/// As after a kill: the file is what had been brought to the disk, without a word of farewell.
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_that_a_watcher_may_have_seen_are_not_given_out_again() {
+    let mut cluster = Cluster::start().await;
+    let spec = cluster.spec("j", 1, 1);
+    cluster.submit(spec).await.unwrap();
+    let mut a = cluster.worker("a", 1).await;
+    let at = a.assignment().await;
+    a.ready(&at).await;
+    for step in 1..=8 {
+        a.step(&at, step, 0.5).await;
+    }
+    let state = cluster.folder.path().join("state.redb");
+    let killed = std::fs::read(&state).unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let seen = cluster.get("j").await.unwrap().last_seq;
+    cluster.stop().await;
+    std::fs::write(&state, killed).unwrap();
+    cluster.restart().await;
+    cluster.cancel("j").await.unwrap();
+    let rest = all(cluster.watch("j", seen).await).await;
+    let kinds: Vec<_> = rest
+        .iter()
+        .filter_map(
+            |update| if let Some(Update::Event(event)) = &update.update { Some(event.kind.as_str()) } else { None },
+        )
+        .collect();
+    assert_eq!(kinds, ["CoordinatorRestarted", "Cancelled"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_was_being_cancelled_does_not_come_back_to_life() {
     let mut cluster = Cluster::start().await;
