@@ -7,6 +7,15 @@ use tch::{Kind, Tensor};
 /// Most sample ids that a rank names when something is not finite.
 const NAMED_IDS: usize = 16;
 
+/// Whether the group still stands. Local work asks this between its pieces, so that an abort need not wait for the next
+/// exchange.
+///
+/// # Errors
+/// `COMM_ABORTED` after an abort.
+pub(crate) fn alive(group: &dyn Collective) -> Result<()> {
+    if group.abort_handle().is_aborted() { Err(code::COMM_ABORTED.error("the gang was given up")) } else { Ok(()) }
+}
+
 /// Element-wise sums over ranks, in double precision.
 ///
 /// # Errors

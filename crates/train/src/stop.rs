@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn an_abort_overrules_a_drain_and_reaches_the_group_whenever_it_is_attached() {
         let (signal, before, after) = (StopSignal::default(), Arc::new(Handle::default()), Arc::new(Handle::default()));
-        signal.attach(before.clone());
+        signal.attach(Arc::<Handle>::clone(&before));
         signal.drain("SIGTERM");
         assert!(signal.is_draining() && !signal.is_aborted() && signal.check().is_ok());
         assert!(!before.is_aborted());
@@ -126,7 +126,7 @@ mod tests {
         assert_eq!(signal.reason().as_deref(), Some("fenced"));
         assert_eq!(signal.check().unwrap_err().code(), code::CANCELLED);
         assert!(before.is_aborted());
-        signal.attach(after.clone());
+        signal.attach(Arc::<Handle>::clone(&after));
         assert!(after.is_aborted());
     }
 }

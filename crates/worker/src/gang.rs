@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use pleach_base::{Error, Fence, Generation, Result, ResultExt as _, SharedClock, Term, code};
 use pleach_comm::{Bind, Collective, GroupOptions, StoreAddr};
@@ -145,7 +144,6 @@ fn join(work: &Work, around: &Surroundings) -> Result<Box<dyn Collective>> {
     let mut options = GroupOptions::new(work.rank, work.world, prefix, work.store.clone());
     options.bind = around.bind.as_deref().map(Bind::parse);
     options.checked = around.checked;
-    options.setup_timeout = Duration::from_secs(60);
     tracing::info!(
         "joining {}: RANK={} WORLD_SIZE={} MASTER_ADDR={} MASTER_PORT={}",
         options.prefix,

@@ -90,10 +90,7 @@ async fn send_all(
 async fn deliver(client: &mut Client, request: ReportRequest) -> bool {
     let (mut pause, mut fenced) = (FIRST_PAUSE, 0);
     loop {
-        let status = match client.report(request.clone()).await {
-            Ok(_) => return true,
-            Err(status) => status,
-        };
+        let Err(status) = client.report(request.clone()).await else { return true };
         let error = from_status(&status);
         fenced += u32::from(error.kind() == Kind::Fenced);
         match error.kind() {

@@ -92,6 +92,7 @@ fn row_by_row(
         let mut sum = 0.0;
         for micro in &unit.micro_batches {
             machine.observer.progress();
+            agree::alive(machine.group)?;
             let Some(targets) = &micro.targets else { continue };
             let output = forward(machine.model, &task.setup.adapter, &micro.passes[0], mode);
             let terms = objective.terms(&output, targets)?;
@@ -160,6 +161,7 @@ fn across_rows(
 /// Query and passage embeddings of a micro-batch, each `[rows, d]`.
 fn embed_pair(machine: &Machine<'_>, task: &Task, micro: &MicroBatch) -> Result<[Tensor; 2]> {
     machine.observer.progress();
+    agree::alive(machine.group)?;
     let embed = |pass: u32| match micro.passes.get(pass as usize) {
         Some(input) => {
             let mode = Mode { train: true, step: task.step, pass };

@@ -31,6 +31,7 @@ fn embed(scorer: &Scorer<'_>, set: &Retrieval) -> Result<Tensor> {
     let mut own = vec![Tensor::zeros([0, width], (Kind::Float, device))];
     for batch in batches.iter().skip(rank).step_by(world) {
         scorer.observer.progress();
+        agree::alive(scorer.group)?;
         let sequences: Vec<_> = batch.iter().map(|index| &set.texts[*index]).collect();
         let samples: Vec<u64> = batch.iter().map(|index| *index as u64).collect();
         let (input, _) = lay_out(&Ragged::of(sequences), &samples, device);

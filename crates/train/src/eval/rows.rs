@@ -15,6 +15,7 @@ pub(super) fn score(scorer: &Scorer<'_>, examples: &[Example], metrics: &[Metric
     let (mut loss, mut correct, mut count) = (0.0, 0.0, 0.0);
     for batch in batches(&lengths).iter().skip(scorer.group.rank()).step_by(scorer.group.world()) {
         scorer.observer.progress();
+        agree::alive(scorer.group)?;
         let rows: Vec<Example> = batch.iter().map(|index| examples[*index].clone()).collect();
         let rows = Batch::collate(scorer.objective.task(), &rows)?;
         let micro = MicroBatch::new(scorer.objective, &rows, scorer.model.device())?;

@@ -59,6 +59,11 @@ impl Opener<'_> {
     }
 
     fn open(&self, source: &str, spec: &DataSpec, encoder: &Encoder) -> Result<Dataset> {
+        if source.starts_with("s3://") {
+            return Err(code::DATA_SOURCE
+                .error(format!("{source}: this build of the worker reads data from files only"))
+                .hint("copy the files to a folder that every worker sees under the same path"));
+        }
         let options = OpenOptions { max_bad_rows: spec.max_bad_rows, ..OpenOptions::default() };
         let dataset = keepalive::during(self.observer, || Dataset::open_source(source, encoder, &options))?;
         super::broadcast::same(self.group, dataset.digest(), |ranks| {

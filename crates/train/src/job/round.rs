@@ -1,6 +1,9 @@
 //! The loop itself: tasks take turns, one step each, until all are done or somebody asks to stop.
 
+use std::sync::Arc;
+
 use pleach_base::{Result, code};
+use pleach_spec::job::Determinism;
 
 use super::model::Warm;
 use super::task::{Ground, JobTask};
@@ -11,6 +14,7 @@ use crate::observer::{Level, StepRow};
 
 pub(super) fn run(cx: &JobContext<'_>, warm: &mut Warm) -> Result<Outcome> {
     cx.stop.check()?;
+    hold_still(cx)?;
     let store = match cx.group.rank() {
         0 => {
             let store = checkpoint::open(&cx.job.spec.checkpoint)?;
@@ -26,7 +30,7 @@ pub(super) fn run(cx: &JobContext<'_>, warm: &mut Warm) -> Result<Outcome> {
             .hint("every worker must read the same model folder")
     })?;
     cx.stop.check()?;
-    let mut engine = Engine::new(model.backbone.as_ref(), cx.group, cx.observer.clone(), cx.clock.clone());
+    let mut engine = Engine::new(model.backbone.as_ref(), cx.group, Arc::clone(&cx.observer), Arc::clone(&cx.clock));
     let ground = Ground { cx, model, store: store.as_ref() };
     let mut tasks = Vec::with_capacity(cx.job.spec.tasks.len());
     let plan = pleach_methods::plan_job(&cx.job, model.config())?;
@@ -36,6 +40,20 @@ pub(super) fn run(cx: &JobContext<'_>, warm: &mut Warm) -> Result<Outcome> {
     }
     cx.observer.ready();
     Round { ground: &ground, engine, tasks }.run()
+}
+
+/// Strict mode needs one intra-op thread: element-wise functions round the tail of each thread's chunk differently.
+fn hold_still(cx: &JobContext<'_>) -> Result<()> {
+    if cx.job.spec.train.determinism != Determinism::Strict {
+        return Ok(());
+    }
+    if cx.group.device() != tch::Device::Cpu {
+        return Err(code::BAD_VALUE
+            .error("spec.train.determinism: strict is promised on the CPU only")
+            .hint("use `fast`, or workers with `--device cpu`"));
+    }
+    tch::set_num_threads(1);
+    Ok(())
 }
 
 struct Round<'a> {

@@ -14,7 +14,6 @@ use super::Term;
 pub const TERM: &str = "contrastive";
 
 /// Unit-length rows of `[n, d]`, in float32.
-#[must_use]
 pub fn normalised(embeddings: &Tensor) -> Tensor {
     let embeddings = embeddings.to_kind(Kind::Float);
     let length = embeddings.square().sum_dim_intlist(-1, true, Kind::Float).clamp_min(1e-24).sqrt();
@@ -22,7 +21,6 @@ pub fn normalised(embeddings: &Tensor) -> Tensor {
 }
 
 /// The loss over gathered `queries` and `passages`, both `[n, d]` in the same order; passage i belongs to query i.
-#[must_use]
 pub fn terms(queries: &Tensor, passages: &Tensor, temperature: f64) -> Vec<Term> {
     let similarity = normalised(queries).matmul(&normalised(passages).tr()) / temperature; // [n, n]
     let own = Tensor::arange(queries.size()[0], (Kind::Int64, queries.device()));
@@ -31,7 +29,6 @@ pub fn terms(queries: &Tensor, passages: &Tensor, temperature: f64) -> Vec<Term>
 
 /// Gradients of the mean loss with respect to `queries` and `passages` (`[n, d]`, already gathered), and the sum of
 /// the loss over queries. The inputs' own graphs are not touched.
-#[must_use]
 pub fn cotangents(queries: &Tensor, passages: &Tensor, temperature: f64) -> (Tensor, Tensor, f64) {
     let leaf = |t: &Tensor| t.detach().to_kind(Kind::Float).set_requires_grad(true);
     let (queries, passages) = (leaf(queries), leaf(passages));

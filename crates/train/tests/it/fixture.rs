@@ -81,6 +81,8 @@ pub(crate) struct Heard {
     pub(crate) lines: Mutex<Vec<String>>,
     /// Asked to drain after this step.
     drain_at: Option<(u64, StopSignal)>,
+    /// The process dies after this step.
+    pub(crate) die_at: Option<u64>,
 }
 
 impl Heard {
@@ -104,6 +106,9 @@ impl Observer for Heard {
             && row.step == *step
         {
             stop.drain("the test says so");
+        }
+        if self.die_at == Some(row.step) {
+            std::process::abort();
         }
     }
     fn eval(&self, row: &EvalRow) {
@@ -136,7 +141,7 @@ pub(crate) fn run(
         job,
         fence: Fence { term: Term(1), generation: Generation(generation) },
         group,
-        observer: heard.clone(),
+        observer: Arc::<Heard>::clone(heard),
         stop,
         runtime: runtime.handle().clone(),
         clock: SystemClock::shared(),

@@ -178,6 +178,24 @@ fn a_drained_job_goes_on_with_other_ranks_and_ends_the_same() {
     assert!(!stored(folder.path()).is_empty());
 }
 
+/// A rank dies without a word; the other one fails at once, and a new gang goes on from the newest checkpoint.
+#[test]
+fn a_dead_rank_ends_the_generation_and_the_next_one_redoes_what_was_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = llama_job(folder.path(), 30);
+    let expected = gang(folder.path(), &job, 2, &Gang { generation: 1, ..Gang::default() });
+    let mut job = job;
+    job["spec"]["checkpoint"]["store"] = json!(folder.path().join("again"));
+    let how = Gang { generation: 2, die: Some((1, 5)), ..Gang::default() };
+    let first = gang(folder.path(), &job, 2, &how);
+    assert_eq!(first[0].end, "PL0501", "{}", first[0].message);
+    let rest = gang(folder.path(), &job, 2, &Gang { generation: 3, ..Gang::default() });
+    assert_eq!(rest[0].end, "Finished", "{}", rest[0].message);
+    let redone = rest[0].losses.len();
+    assert!((4..=8).contains(&redone), "{redone} steps");
+    assert_eq!(rest[0].digests, expected[0].digests[8 - redone..]);
+}
+
 #[test]
 fn a_rank_without_lanes_takes_part() {
     let folder = tempfile::tempdir().unwrap();

@@ -23,6 +23,7 @@ struct RankTask {
     port: u16,
     generation: u64,
     drain_at: Option<u64>,
+    die_at: Option<u64>,
     report: std::path::PathBuf,
 }
 
@@ -71,10 +72,12 @@ fn rank_process() {
     options.timeout = Duration::from_secs(60);
     let group = pleach_comm::gloo(&options).unwrap();
     let stop = StopSignal::default();
-    let heard = Arc::new(match task.drain_at {
+    let mut heard = match task.drain_at {
         Some(step) => Heard::draining_at(step, &stop),
         None => Heard::default(),
-    });
+    };
+    heard.die_at = task.die_at;
+    let heard = Arc::new(heard);
     let outcome = run(parse(&task.job), group.as_ref(), task.generation, &heard, stop);
     let report = Report::of(outcome, &heard);
     std::fs::write(&task.report, serde_json::to_vec(&report).unwrap()).unwrap();
@@ -86,6 +89,8 @@ pub(crate) struct Gang {
     pub(crate) generation: u64,
     /// A rank and the step after which it asks to drain.
     pub(crate) drain: Option<(usize, u64)>,
+    /// A rank and the step after which its process dies.
+    pub(crate) die: Option<(usize, u64)>,
     /// Jobs of single ranks that differ.
     pub(crate) other: Vec<(usize, Value)>,
 }
@@ -104,15 +109,21 @@ pub(crate) fn gang(folder: &Path, job: &Value, world: usize, how: &Gang) -> Vec<
                 port: server.port(),
                 generation: how.generation.max(1),
                 drain_at: how.drain.filter(|(of, _)| *of == rank).map(|(_, step)| step),
+                die_at: how.die.filter(|(of, _)| *of == rank).map(|(_, step)| step),
                 report: report(rank),
             }))
         })
         .collect();
-    for mut child in children {
+    for (rank, mut child) in children.into_iter().enumerate() {
         let status = child.0.wait().unwrap();
-        assert!(status.success(), "a rank process ended with {status}");
+        let dies = how.die.is_some_and(|(of, _)| of == rank);
+        assert!(status.success() != dies, "rank {rank} ended with {status}");
     }
-    (0..world).map(|rank| serde_json::from_slice(&std::fs::read(report(rank)).unwrap()).unwrap()).collect()
+    // A rank that died has nothing to report.
+    let read = |rank| {
+        std::fs::read(report(rank)).map_or_else(|_| Report::default(), |text| serde_json::from_slice(&text).unwrap())
+    };
+    (0..world).map(read).collect()
 }
 
 /// Does not outlive its test.
