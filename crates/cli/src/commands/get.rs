@@ -12,7 +12,7 @@ pub(super) async fn run(global: &Global, args: &Get) -> Result<()> {
     match &args.job {
         Some(id) => {
             let job = client.get(id).await?;
-            out::emit(args.output.output, &view::job(&job), || listing(&[job.clone()]))
+            out::emit(args.output.output, &view::job(&job), || listing(std::slice::from_ref(&job)))
         }
         None => {
             let jobs = client.list().await?;

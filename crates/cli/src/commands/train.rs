@@ -50,7 +50,7 @@ pub(super) async fn run(global: &Global, args: Train) -> Result<ExitCode> {
     let ended = trained?;
     match ended {
         Some(job) => {
-            let code = follow::conclude(&job)?;
+            let code = follow::conclude(&job, "`-v` shows what the workers write");
             out::emit(args.output.output, &view::job(&job), || adapters(&job))?;
             Ok(code)
         }

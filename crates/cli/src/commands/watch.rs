@@ -41,7 +41,8 @@ pub(super) async fn follow_until_ctrl_c(
             return Ok(ExitCode::SUCCESS);
         }
     }
-    follow::conclude(&ended(follower, client, id).await?)
+    let ended = ended(follower, client, id).await?;
+    Ok(follow::conclude(&ended, &format!("`pleach logs {id}` shows what came before")))
 }
 
 /// The job as it ended. The stream may have closed without the last word.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use pleach_base::{Result, code};
+use pleach_base::code;
 use pleach_proto::v1::watch_job_response::Update;
 use pleach_proto::v1::{self, JobState, WatchJobResponse};
 
@@ -155,11 +155,9 @@ pub(crate) fn event_line(event: &v1::Event) -> String {
     format!("{} {}: {}", view::time_of_day(event.unix_ms), event.kind, event.message)
 }
 
-/// The last line about a job that ended, and the exit code that it means.
-///
-/// # Errors
-/// None of its own: a failed job is shown as an error and ends with exit code 1, whatever its code's kind.
-pub(crate) fn conclude(job: &v1::Job) -> Result<ExitCode> {
+/// The last line about a job that ended, and the exit code that it means. `more` says where to look after a failure.
+/// A failed job ends with 1, whatever the kind of its error.
+pub(crate) fn conclude(job: &v1::Job, more: &str) -> ExitCode {
     let tasks: Vec<_> = job
         .tasks
         .iter()
@@ -169,19 +167,16 @@ pub(crate) fn conclude(job: &v1::Job) -> Result<ExitCode> {
     match job.state() {
         JobState::Succeeded => {
             out::note(line);
-            Ok(ExitCode::SUCCESS)
+            ExitCode::SUCCESS
         }
         JobState::Cancelled => {
             out::note(format!("{line} ({})", reason(job)));
-            Ok(ExitCode::from(fail::FAILED))
+            ExitCode::from(fail::FAILED)
         }
         _ => {
             let at = code::find(&job.error_code).unwrap_or(code::INTERNAL);
-            fail::show(
-                &at.error(format!("job {} failed: {}", job.id, reason(job)))
-                    .hint(format!("`pleach logs {}` shows what came before", job.id)),
-            );
-            Ok(ExitCode::from(fail::FAILED))
+            fail::show(&at.error(format!("job {} failed: {}", job.id, reason(job))).hint(more));
+            ExitCode::from(fail::FAILED)
         }
     }
 }
