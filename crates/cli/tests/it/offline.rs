@@ -141,3 +141,15 @@ fn handing_over_runs_the_worker_with_its_arguments_and_the_connection() {
     assert_eq!(code, 1);
     assert!(err.contains("PL0902"), "{err}");
 }
+
+#[test]
+fn every_command_is_documented() {
+    let page = include_str!("../../../../docs/cli.md");
+    let (_, help, _) = run(&mut pleach(&["--help"]));
+    let list = help.split("Commands:\n").nth(1).and_then(|rest| rest.split("\n\n").next()).expect("a list");
+    let names: Vec<_> = list.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(names.len() >= 17, "{names:?}");
+    for name in names.iter().filter(|name| **name != "help") {
+        assert!(page.contains(&format!("`pleach {name}")), "docs/cli.md lacks `pleach {name}`");
+    }
+}

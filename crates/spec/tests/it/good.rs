@@ -108,3 +108,28 @@ fn the_schema_has_a_sentence_for_every_key() {
     }
     assert_eq!(silent, Vec::<String>::new());
 }
+
+#[test]
+fn every_key_and_every_plain_default_stands_in_the_documentation() {
+    let page = include_str!("../../../../docs/job-file.md");
+    let schema = pleach_spec::schema(&pleach_spec::MethodSchemas::new());
+    let sets = std::iter::once(&schema).chain(schema["$defs"].as_object().unwrap().values());
+    let keys = sets.flat_map(|set| set["properties"].as_object().into_iter().flatten());
+    let (mut missing, mut numbers) = (Vec::new(), 0);
+    for (key, about) in keys {
+        if !page.contains(&format!("{key}`")) {
+            missing.push(key.clone());
+        }
+        if let Some(default) = about.get("default").and_then(serde_json::Value::as_f64) {
+            numbers += 1;
+            let forms =
+                [format!("`{key}` | {default} |"), format!("`{key}` | {default:.1} |"), format!("`{key}` ({default}")];
+            let small = format!("`{key}` ({default:e}");
+            if !forms.iter().chain([&small]).any(|form| page.contains(form)) {
+                missing.push(format!("{key}'s default {default}"));
+            }
+        }
+    }
+    assert_eq!(missing, Vec::<String>::new());
+    assert!(numbers >= 12, "{numbers} defaults were looked at");
+}
