@@ -1,11 +1,13 @@
 //! The job file and the node configuration: typed, versioned, strict.
 //!
-//! [`load`] turns text into a [`Job`]: syntax, then `--set` overrides, then the schema (unknown keys, types), then what
+//! [`load`] turns text into a [`Job`]: syntax, then `--set` overrides, then what tasks
+//! inherit, then the schema (unknown keys, types), then what
 //! a schema cannot say ([`Job::validate`]). Every error names the key's path and, through [`Places`], line and column.
 //! Options of methods are not known here; the `methods` crate types them and may use [`check_section`] for the keys.
 
 mod check;
 mod hints;
+mod inherit;
 pub mod job;
 mod load;
 pub mod node;

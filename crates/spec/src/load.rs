@@ -7,7 +7,7 @@ use pleach_base::{Result, ResultExt, code};
 use crate::job::{API_VERSION, Job};
 use crate::places::Places;
 use crate::tree::{Data, Node};
-use crate::{check, overrides, schema, tree};
+use crate::{check, inherit, overrides, schema, tree};
 
 /// A job and where its keys stood.
 #[derive(Clone, Debug)]
@@ -35,6 +35,7 @@ pub fn load(text: &str, origin: &str, sets: &[String]) -> Result<Loaded> {
     for argument in sets {
         overrides::apply(&mut root, argument)?;
     }
+    inherit::into_tasks(&mut root);
     let places = Places::of(&root, origin);
     let job = typed(&root).map_err(|error| places.locate(error))?;
     Ok(Loaded { job, places })

@@ -158,10 +158,10 @@ pub struct TaskSpec {
     pub name: String,
     /// The method and its options.
     pub adapter: Section,
-    /// Data of this task alone.
+    /// Data of this task alone; keys that are absent are those of `spec.data`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<DataSpec>,
-    /// Optimiser of this task alone.
+    /// Optimiser of this task alone; keys that are absent are those of `spec.train.optimizer`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub optimizer: Option<OptimizerSpec>,
     /// A published adapter to start from: a folder or an address.

@@ -133,3 +133,20 @@ fn every_key_and_every_plain_default_stands_in_the_documentation() {
     assert_eq!(missing, Vec::<String>::new());
     assert!(numbers >= 12, "{numbers} defaults were looked at");
 }
+
+#[test]
+fn a_task_inherits_what_its_own_data_and_optimizer_leave_out() {
+    let own = "\n    - {name: tone, adapter: {method: lora}, data: {source: tone.parquet, text: null}, optimizer: {lr: 1}}\n  eval:";
+    let text = JOB
+        .replace("\n  eval:", own)
+        .replace("task: causal_lm", "task: causal_lm\n    text: \"{q}\"\n    max_length: 99")
+        .replace("{lr: 2e-4}", "{lr: 2e-4, weight_decay: 0.1}");
+    let job = parse(&text, "job.yaml").unwrap();
+    let tone = &job.spec.tasks[1];
+    let data = tone.data.as_ref().unwrap();
+    assert_eq!((data.source.as_str(), data.text.as_deref(), data.max_length), ("tone.parquet", Some("{q}"), 99));
+    let optimizer = tone.optimizer.as_ref().unwrap();
+    assert_eq!((optimizer.lr, optimizer.weight_decay), (1.0, 0.1));
+    assert_eq!(job.spec.tasks[0].data, None, "a task without data of its own keeps none");
+    assert_eq!(parse(&job.canonical_json(), "stored").unwrap(), job, "what is stored inherits nothing more");
+}
