@@ -5,7 +5,7 @@
 pub mod status;
 
 /// The generated messages, clients and servers of `pleach.v1`.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::clone_on_ref_ptr)]
 pub mod v1 {
     tonic::include_proto!("pleach.v1");
 }
