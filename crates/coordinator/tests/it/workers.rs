@@ -5,8 +5,10 @@ use std::time::Duration;
 use pleach_base::code;
 use pleach_proto::status::from_status;
 use pleach_proto::v1::report_request::Report;
+use pleach_proto::v1::session_request::Message;
 use pleach_proto::v1::session_response::Message as Order;
-use pleach_proto::v1::{Drained, Failure, Finished, GangFailed, JobState, Ready, StopMode};
+use pleach_proto::v1::worker_service_client::WorkerServiceClient;
+use pleach_proto::v1::{Drained, Failure, Finished, GangFailed, Heartbeat, JobState, Ready, SessionRequest, StopMode};
 
 use crate::cluster::{Cluster, fast};
 use crate::worker::Worker;
@@ -108,7 +110,7 @@ async fn a_report_that_comes_twice_counts_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_without_a_lease_is_refused_and_orders_are_repeated_to_a_new_one() {
+async fn orders_are_repeated_to_a_new_session_and_the_end_of_the_old_one_changes_nothing() {
     let mut cluster = Cluster::start().await;
     let spec = cluster.spec("j", 1, 1);
     let mut a = cluster.worker("a", 1).await;
@@ -137,4 +139,14 @@ async fn a_worker_that_leaves_is_let_go_at_a_step_boundary() {
     let next = a.assignment().await;
     assert_eq!((next.generation, next.world), (2, 1));
     assert_eq!(cluster.get("j").await.unwrap().restarts, 0, "leaving is no failure");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_without_a_lease_is_refused() {
+    let cluster = Cluster::start().await;
+    let mut client = WorkerServiceClient::connect(cluster.url()).await.unwrap();
+    let message = Some(Message::Heartbeat(Heartbeat { idle: true, ..Heartbeat::default() }));
+    let request = SessionRequest { worker: "stranger".into(), incarnation: 1, message, ..SessionRequest::default() };
+    let mut orders = client.session(tokio_stream::once(request)).await.unwrap().into_inner();
+    assert_eq!(from_status(&orders.message().await.unwrap_err()).code(), code::FENCED);
 }
