@@ -214,18 +214,18 @@ spec:
     max_length: 64
   train:
     global_batch: 32           # pairs per optimiser step, whatever the number of workers
-    max_steps: 14
+    max_steps: 12
     optimizer: {{name: adamw, lr: 1e-3}}
     schedule: {{name: linear, warmup_steps: 2}}
     seed: 0
   tasks:
     - name: {TASK}
-      adapter: {{method: lora, r: 8, lora_alpha: 16, target_modules: [query, key, value, dense]}}
+      adapter: {{method: lora, r: 8, lora_alpha: 16, target_modules: [query, key, value, intermediate.dense, output.dense]}}
   eval:
     source: {held_out}
     candidates: {candidates}
     metrics: [recall@1, mrr]
-  checkpoint: {{store: {store}, every: 7}}
+  checkpoint: {{store: {store}, every: 6}}
 "#,
         model = quote(model),
         workers = args.workers,

@@ -55,7 +55,7 @@ pub(crate) fn bert_job(folder: &Path, name: &str, store: &str, steps: u64) -> Pa
             "max_length": 32},
         "train": {"global_batch": 8, "max_steps": steps, "optimizer": {"lr": 2e-3}},
         "tasks": [{"name": "pairs", "adapter": {"method": "lora", "r": 4, "lora_alpha": 8,
-            "target_modules": ["query", "key", "value", "dense"]}}],
+            "target_modules": ["query", "key", "value", "intermediate.dense", "output.dense"]}}],
         "checkpoint": {"store": store, "every": 2},
     });
     job(folder, name, &spec)
