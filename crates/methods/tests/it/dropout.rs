@@ -1,9 +1,10 @@
 //! Dropout is drawn for each sample by its id, and only in training.
 
+use pleach_base::rng::Key;
 use pleach_nn::Precision;
 use serde_json::json;
 
-use crate::support::{Batch, all, assert_near, distance, model, moved, parse};
+use crate::support::{Batch, all, assert_near, distance, fresh, model, moved, parse};
 
 #[test]
 fn masks_follow_the_sample_not_its_company_or_padding() {
@@ -38,4 +39,16 @@ fn inputs_are_dropped_and_the_rest_scaled_as_often_as_asked() {
     let one = model.run_at(&batch, &all(&batch, &adapter), true, 0);
     let (far, near) = (distance(&one, &quiet), distance(&mean, &quiet));
     assert!(near < far / 8.0, "the mean over steps nears the output without dropout: {near} and {far}");
+}
+
+/// With `B` still zero nothing may change, dropout or not: what is dropped is a copy of the model's own tensor.
+#[test]
+fn dropping_leaves_the_models_own_inputs_alone() {
+    let model = model("llama-lora", Precision::Fp32);
+    let options = json!({"lora_dropout": 0.5, "target_modules": "all-linear"});
+    let adapter = fresh(&model, &parse("lora", &options), Key::seed(1));
+    for batch in [Batch::of(&[4, 5], &[7, 42], Some(5)), Batch::of(&[4, 5], &[7, 42], None)] {
+        let trained = model.run_at(&batch, &all(&batch, &adapter), true, 3);
+        assert_eq!(distance(&trained, &model.run(&batch, &[])), 0.0);
+    }
 }

@@ -79,6 +79,8 @@ pub fn run_job(cx: JobContext<'_>, warm: &mut Warm) -> Result<Outcome> {
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    // libtorch appends a C++ stack trace; the first line says what happened.
-    text.unwrap_or("no message").lines().next().unwrap_or_default()
+    // libtorch appends a C++ stack trace, with its line ends written out when an `unwrap` shows the error; the first
+    // line says what happened.
+    let first = text.unwrap_or("no message").lines().next().unwrap_or_default();
+    first.split("\\nException raised").next().unwrap_or_default()
 }

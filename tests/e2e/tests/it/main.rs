@@ -1,0 +1,8 @@
+//! Whole jobs with real processes: what a user types, what dies, what is refused.
+
+mod bad_input;
+mod deaths;
+mod drain;
+mod separate;
+mod stores;
+mod support;
