@@ -1,7 +1,7 @@
 //! The worker process: registers with a coordinator, holds a lease by a session, trains what it is assigned on its own
 //! thread, reports, and drains when asked.
 //!
-//! The network side runs on tokio, training on one plain thread ([`gang`]); between them are only channels, counters
+//! The network side runs on tokio, training on one plain thread (module `gang`); between them are only channels, counters
 //! and a [`pleach_train::StopSignal`]. Deliberately not here: what a step is (`train`), who trains what (the
 //! coordinator), object keys (`store`).
 

@@ -58,6 +58,7 @@ pub(crate) fn bert_job(folder: &Path, rows: usize) -> Value {
         "metrics": ["recall@1", "recall@5", "mrr"]
     });
     job["spec"]["tasks"][0]["adapter"]["target_modules"] = json!(["query", "value"]);
+    job["spec"]["tasks"][0]["adapter"]["lora_dropout"] = json!(0.1);
     job
 }
 
