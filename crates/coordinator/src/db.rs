@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use pleach_base::{Error, Result, ResultExt, Term, code};
+use pleach_base::{Error, Result, ResultExt, Term, Timestamp, code};
 use pleach_proto::v1::{self, WatchJobResponse};
 use pleach_sched::{FORMAT_VERSION, Job, JobKey};
 use prost::Message;
@@ -89,11 +89,14 @@ impl Db {
 
     /// Begins the next term: every start of a coordinator is a new leader. Says also whether the leader before ended in
     /// order ([`Db::close`]); if not, updates that had not reached the disk are gone.
-    pub(crate) fn take_term(&self) -> Result<(Term, bool)> {
+    ///
+    /// Terms follow the seconds of the wall clock where those are ahead: a coordinator that begins with an empty state over
+    /// a store that an earlier one wrote must not be fenced by it.
+    pub(crate) fn take_term(&self, now: Timestamp) -> Result<(Term, bool)> {
         let transaction = self.0.begin_write().map_err(broken)?;
         let (term, clean) = {
             let mut meta = transaction.open_table(META).map_err(broken)?;
-            let term = meta.get("term").map_err(broken)?.map_or(0, |value| value.value()) + 1;
+            let term = (meta.get("term").map_err(broken)?.map_or(0, |value| value.value()) + 1).max(now.0 / 1000);
             meta.insert("term", term).map_err(broken)?;
             let clean = meta.insert("clean", 0).map_err(broken)?.is_none_or(|value| value.value() == 1);
             (term, clean)
@@ -284,10 +287,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = StateStore::File(folder.path().join("deep/state.redb"));
         let db = Db::open(&store).unwrap();
-        assert_eq!(db.take_term().unwrap(), (Term(1), true));
-        assert_eq!(db.take_term().unwrap(), (Term(2), false), "the first leader was not closed");
+        let at = |seconds: u64| Timestamp(seconds * 1000);
+        assert_eq!(db.take_term(at(0)).unwrap(), (Term(1), true));
+        assert_eq!(db.take_term(at(0)).unwrap(), (Term(2), false), "the first leader was not closed");
         db.close().unwrap();
-        assert_eq!(db.take_term().unwrap(), (Term(3), true));
+        assert_eq!(db.take_term(at(70)).unwrap(), (Term(70), true), "ahead of what an empty state could have given");
+        assert_eq!(db.take_term(at(60)).unwrap().0, Term(71), "a clock that went back");
         let transaction = db.0.begin_write().unwrap();
         transaction.open_table(META).unwrap().insert("format_version", 99).unwrap();
         transaction.commit().unwrap();

@@ -125,7 +125,7 @@ impl Actor {
     /// # Errors
     /// `IO`, `STATE_CORRUPT`.
     pub(crate) fn load(config: &Config, db: Arc<Db>) -> Result<Self> {
-        let (term, clean) = db.take_term()?;
+        let (term, clean) = db.take_term(config.clock.now())?;
         let mut stored = db.load()?;
         if !clean {
             // Watchers may have seen numbers that did not reach the disk: those are not given out again.

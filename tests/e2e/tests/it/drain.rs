@@ -1,5 +1,7 @@
 //! Asked to stop, a job finishes its step, stores it, and goes on from there when the command is given again.
 
+use std::time::Duration;
+
 use crate::support::{Bench, LONG, adapter, finished};
 
 #[test]
@@ -25,4 +27,22 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
     let job = finished(bench.train(&job, &[]));
     assert_eq!(job["tasks"][0]["step"], 90);
     assert!(adapter(&bench.path("store"), &job) == adapter(&bench.path("whole"), &whole), "another adapter");
+}
+
+#[test]
+fn a_store_outlives_the_coordinators_state() {
+    let bench = Bench::new();
+    let job = bench.job("again", &bench.spec(10));
+    let train = bench.train(&job, &[]);
+    train.wait_for("step 2/10", LONG).unwrap();
+    let first = finished(train);
+    std::fs::remove_dir_all(bench.path("state")).unwrap();
+    // Terms of a new state follow the clock in seconds.
+    std::thread::sleep(Duration::from_millis(1100));
+    let second = finished(bench.train(&job, &[]));
+    assert_eq!(second["state"], "succeeded", "{second}");
+    assert!(
+        adapter(&bench.path("store"), &second) == adapter(&bench.path("store"), &first),
+        "resumed, not trained anew"
+    );
 }
