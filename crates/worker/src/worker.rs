@@ -81,6 +81,8 @@ struct Worker {
     current: Option<Current>,
     /// A newer assignment that waits for the current part to end.
     next: Option<Assignment>,
+    /// The part that ended last. Its order may come again while the coordinator waits for the other ranks.
+    last: Option<Part>,
     warm: Warm,
     leaving: bool,
     parts_ended: u64,
@@ -94,6 +96,7 @@ impl Worker {
             grace,
             current: None,
             next: None,
+            last: None,
             warm: Warm::default(),
             leaving: false,
             parts_ended: 0,
@@ -119,6 +122,8 @@ impl Worker {
             return self.report_failure(&part, &error, Vec::new());
         }
         match &self.current {
+            // How it ended is told by the report, which is repeated until it is heard.
+            None if self.last.as_ref() == Some(&part) => {}
             None => self.begin(assignment),
             // Sent again after a reconnect.
             Some(current) if current.part == part => {}
@@ -193,6 +198,7 @@ impl Worker {
     fn ended(&mut self, done: Done) {
         let aborted = self.current.take().is_some_and(|current| current.stop.is_aborted());
         self.warm = done.warm;
+        self.last = Some(done.part.clone());
         self.parts_ended += 1;
         match &done.outcome {
             Ok(Outcome::Finished) => self.around.reporter.send(&done.part, Report::Finished(Finished {})),

@@ -125,6 +125,28 @@ async fn two_workers_train_a_job_and_leave() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_that_was_carried_out_is_not_carried_out_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = Coordinator::default();
+    let address = coordinator.start().await.to_string();
+    let running = worker(&address, "w0", &[]);
+    let leader = coordinator.worker("w0").await;
+    let job = job(folder.path(), 2);
+    coordinator.send("w0", assignment(&job, 3, 0, 1, &leader));
+    coordinator.report("w0", "Finished", |report| matches!(report, Report::Finished(_)).then_some(())).await;
+    coordinator.send("w0", assignment(&job, 3, 0, 1, &leader));
+    coordinator.send("w0", assignment(&job, 4, 0, 1, &leader));
+    let ready = |said: &crate::coordinator::Said| -> Vec<u64> {
+        let ready = said.reports.iter().filter(|r| matches!(r.report, Some(Report::Ready(_))));
+        ready.map(|r| r.generation).collect()
+    };
+    let both = coordinator.wait("the next generation", |said| Some(ready(said)).filter(|all| all.len() > 1)).await;
+    assert_eq!(both, [3, 4], "generation 3 was made once");
+    running.0.request("asked to terminate (SIGTERM)");
+    ended(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_is_told_to_leave_finishes_the_step_and_its_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let coordinator = Coordinator::default();
