@@ -135,6 +135,9 @@ async fn an_order_that_was_carried_out_is_not_carried_out_again() {
     coordinator.send("w0", assignment(&job, 3, 0, 1, &leader));
     coordinator.report("w0", "Finished", |report| matches!(report, Report::Finished(_)).then_some(())).await;
     coordinator.send("w0", assignment(&job, 3, 0, 1, &leader));
+    let beats = |said: &crate::coordinator::Said| said.sessions.iter().filter(|(_, m)| heartbeat(m).is_some()).count();
+    let now = beats(&coordinator.0.lock().unwrap());
+    coordinator.wait("time to obey", |said| (beats(said) > now + 3).then_some(())).await;
     coordinator.send("w0", assignment(&job, 4, 0, 1, &leader));
     let ready = |said: &crate::coordinator::Said| -> Vec<u64> {
         let ready = said.reports.iter().filter(|r| matches!(r.report, Some(Report::Ready(_))));
