@@ -1,5 +1,7 @@
 //! `pleach` as a process: what it prints, where, and how it ends.
 
+#![allow(clippy::unwrap_used)]
+
 mod fake;
 mod offline;
 mod online;

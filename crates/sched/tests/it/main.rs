@@ -1,5 +1,7 @@
 //! The scheduler by scenario and by seeded simulation.
 
+#![allow(clippy::unwrap_used)]
+
 mod bench;
 mod scenarios;
 mod sim;

@@ -1,5 +1,7 @@
 //! The job file from outside: what is read, what is refused, and with which words.
 
+#![allow(clippy::unwrap_used)]
+
 mod anything;
 mod good;
 mod refused;
