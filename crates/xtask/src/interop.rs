@@ -20,7 +20,7 @@ pub(crate) fn python(paths: &Paths) -> Result<PathBuf> {
     if home.join("done").is_file() && python.exists() {
         return Ok(python);
     }
-    let _lock = Lock::take(paths, "interop")?;
+    let _lock = Lock::take(&paths.cache, "interop")?;
     if home.join("done").is_file() && python.exists() {
         return Ok(python);
     }

@@ -68,7 +68,8 @@ pub(crate) fn with_programs(paths: &Paths, args: &Args, programs: &Path) -> Resu
     let start = Instant::now();
     let model = setup::minilm(paths)?;
     let folder = paths.root.join("target/quickstart");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    // Two runs in one checkout would empty each other's store.
+    let _lock = setup::Lock::take(&folder, "run")?;
     let split = dataset(paths)?;
     write(&folder, &split)?;
     let job = job::File::write(&folder, &model, args)?;

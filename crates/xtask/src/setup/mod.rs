@@ -59,7 +59,7 @@ pub(crate) fn ensure_view(paths: &Paths, view: View) -> Result<Libtorch> {
     let libtorch = match found {
         Some(found) => found,
         None => {
-            let _lock = Lock::take(paths, "setup")?;
+            let _lock = Lock::take(&paths.cache, "setup")?;
             // Another setup may have made it while we waited.
             match libtorch::find(paths, view)? {
                 Some(found) => found,

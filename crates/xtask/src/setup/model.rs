@@ -16,7 +16,7 @@ pub(crate) fn minilm(paths: &Paths) -> Result<PathBuf> {
     if home.is_dir() {
         return Ok(home);
     }
-    let _lock = Lock::take(paths, "model")?;
+    let _lock = Lock::take(&paths.cache, "model")?;
     if home.is_dir() {
         return Ok(home);
     }

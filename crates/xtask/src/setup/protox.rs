@@ -15,7 +15,7 @@ pub(crate) fn ensure(paths: &Paths) -> Result<PathBuf> {
     let home = paths.cache.join(format!("protox-{PROTOX_VERSION}"));
     let binary = home.join("bin/protox");
     if !binary.is_file() {
-        let _lock = Lock::take(paths, "setup")?;
+        let _lock = Lock::take(&paths.cache, "setup")?;
         if !binary.is_file() {
             install(paths, &home)?;
         }
