@@ -51,8 +51,9 @@ impl SiteHook for Lora {
         let mut input = x[0].to_kind(Kind::Float); // [.., in]
         if cx.train && self.dropout > 0.0 {
             let key = self.key.with(cx.step).with(u64::from(cx.pass));
+            let mask = keep_mask(cx.layout, cx.site.dims.input, self.dropout, key);
             // Not in place: in float32 this is the model's own tensor, which the base and other hooks read too.
-            input = input * keep_mask(cx.layout, cx.site.dims.input, self.dropout, key);
+            input = &input * mask;
         }
         let delta = input.linear(&self.a, None::<&Tensor>).linear(&self.b, None::<&Tensor>) * self.scaling; // [.., out]
         y.iter().map(|y| (y + &delta).to_kind(y.kind())).collect()
