@@ -93,7 +93,7 @@ pub struct OptimizerSpec {
     pub betas: [f64; 2],
     /// AdamW: term added to the denominator.
     pub eps: f64,
-    /// Decoupled weight decay, on all trainable tensors.
+    /// Weight decay on all trainable tensors: decoupled with AdamW, added to the gradient with SGD.
     pub weight_decay: f64,
     /// SGD: momentum.
     pub momentum: f64,

@@ -147,7 +147,8 @@ pub(super) struct Facts<'a> {
     pub(super) base_path: &'a str,
     pub(super) base_fingerprint: &'a str,
     pub(super) dataset_digest: &'a str,
-    /// `train/loss` of the last step, `eval/NAME` of the last evaluation.
+    /// `train/loss` of this step, and `eval/NAME` when it was evaluated: what is said of a step was measured on it, since
+    /// retention chooses the best by this.
     pub(super) metrics: &'a Map<String, Value>,
 }
 

@@ -123,6 +123,7 @@ impl Round<'_> {
         self.engine.forward_backward(&task.name, &batch)?;
         let result = self.engine.optim_step(&task.name, cx.stop.is_draining())?;
         let seconds = cx.clock.elapsed().saturating_sub(begun).as_secs_f64();
+        task.metrics.clear();
         task.note("train/loss".to_owned(), result.loss);
         self.tell(index, &result, seconds);
         self.after(index, result.step)?;

@@ -84,6 +84,22 @@ fn an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one() {
 }
 
 #[test]
+fn a_manifest_tells_only_what_was_measured_on_its_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let stop = StopSignal::default();
+    let heard = Arc::new(Heard::draining_at(1, &stop));
+    let group = pleach_comm::local(tch::Device::Cpu);
+    run(parse(&llama_job(folder.path(), 30)), group.as_ref(), 1, &heard, stop).unwrap();
+    assert_eq!(heard.evals.lock().unwrap()[0].step, 0, "evaluated before the first step");
+    let stored = stored(folder.path());
+    let (name, manifest) = stored.iter().find(|(name, _)| name.ends_with("manifest.json")).unwrap();
+    assert!(name.starts_with("0000000"), "{name}");
+    let manifest: serde_json::Value = serde_json::from_slice(manifest).unwrap();
+    let metrics = manifest["meta"]["metrics"].as_object().unwrap();
+    assert_eq!(metrics.keys().collect::<Vec<_>>(), ["train/loss"]);
+}
+
+#[test]
 fn a_finished_job_has_nothing_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let job = llama_job(folder.path(), 16);
