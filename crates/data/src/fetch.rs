@@ -16,13 +16,14 @@ pub struct RemoteFile {
     pub version: String,
 }
 
-/// Lists and downloads remote files. The worker lends one over its object store client; both calls may block.
+/// Lists and downloads remote files. The trainer lends one over the object store client; both calls may block.
 pub trait Fetch: Debug + Send + Sync {
-    /// Every object whose URL starts with `prefix`.
+    /// The object of this URL and the objects below it as a folder, at any depth; of objects below one that exists
+    /// itself, either may be left out.
     ///
     /// # Errors
     /// When the remote end cannot be reached or refuses.
-    fn list(&self, prefix: &str) -> Result<Vec<RemoteFile>>;
+    fn list(&self, url: &str) -> Result<Vec<RemoteFile>>;
 
     /// Writes the object to `to`, a new file in an existing folder.
     ///

@@ -37,6 +37,8 @@ struct Text {
     template: Template,
     /// Field of ready token ids; looked at when the job gives no template.
     ready: Option<&'static str>,
+    /// The ready ids must be there.
+    ids_only: bool,
 }
 
 /// One text of a row, or its ready ids.
@@ -65,11 +67,14 @@ impl Fields {
             (DataTask::CausalLm, _) | (DataTask::SequenceClassification, None) => None,
             (_, template) => Some(Text::of(template.as_deref(), "text_pair", "input_ids_pair")?),
         };
+        let first = Text::of(spec.text.as_deref(), "text", "input_ids")?;
+        // A retrieval job names the template of its passages, or has none at all: its rows are ids then.
+        let ids_only = spec.task == DataTask::Retrieval && spec.text.is_none() && spec.text_pair.is_none();
         Ok(Self {
             task: spec.task,
             side,
-            first: Text::of(spec.text.as_deref(), "text", "input_ids")?,
-            second,
+            first: Text { ids_only, ..first },
+            second: second.map(|second| Text { ids_only, ..second }),
             label: spec.label.clone(),
             vocab_size,
             num_labels,
@@ -87,7 +92,9 @@ impl Fields {
     pub fn names(&self) -> BTreeSet<&str> {
         let mut names = BTreeSet::new();
         for text in self.first_used().into_iter().chain(&self.second) {
-            names.extend(text.template.fields());
+            if !text.ids_only {
+                names.extend(text.template.fields());
+            }
             names.extend(text.ready);
         }
         if self.task == DataTask::SequenceClassification {
@@ -137,8 +144,11 @@ impl Fields {
 impl Text {
     fn of(template: Option<&str>, name: &'static str, ready: &'static str) -> Result<Self> {
         match template {
-            Some(source) => Ok(Self { template: Template::parse(source, &format!("spec.data.{name}"))?, ready: None }),
-            None => Ok(Self { template: Template::field(name), ready: Some(ready) }),
+            Some(source) => {
+                let template = Template::parse(source, &format!("spec.data.{name}"))?;
+                Ok(Self { template, ready: None, ids_only: false })
+            }
+            None => Ok(Self { template: Template::field(name), ready: Some(ready), ids_only: false }),
         }
     }
 
@@ -154,6 +164,11 @@ impl Text {
                 return Err(Fault::token_range(*id, vocab_size));
             }
             return Ok(Piece::Ids { type_ids: vec![0; ids.len()], ids: ids.into_iter().map(|id| id as u32).collect() });
+        }
+        if let (true, Some(name)) = (self.ids_only, self.ready) {
+            return Err(Fault::row(format!(
+                "field `{name}` is missing; rows of text need `text` and `text_pair`, their templates, in the job"
+            )));
         }
         let text = self.template.render(row)?;
         if text.trim().is_empty() {

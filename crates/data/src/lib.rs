@@ -5,7 +5,7 @@
 //! same job gets the same numbering, and can show so ([`Dataset::digest`]). From then on everything is a pure function
 //! of (seed, task, step): there is no reader state to save and none to lose.
 //!
-//! Deliberately not here: tensors (the trainer makes them), object stores (the worker lends a [`Fetch`]), the
+//! Deliberately not here: tensors (the trainer makes them), object stores (the trainer lends a [`Fetch`]), the
 //! assignment of lanes to ranks (`sched`), losses.
 
 mod batch;

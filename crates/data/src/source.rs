@@ -109,8 +109,7 @@ fn remote(source: &str, options: &OpenOptions) -> Result<Vec<SourceFile>> {
             .hint("workers read remote sources; here, copy the files to a local folder and name that"));
     };
     let pattern = remote_pattern(source)?;
-    let prefix = source.split(['*', '?', '[']).next().unwrap_or(source);
-    let listed = fetch.list(prefix)?;
+    let listed = fetch.list(listed_part(source))?;
     let exact = listed.iter().any(|file| file.url == source);
     let folder = format!("{}/", source.trim_end_matches('/'));
     let mut files = Vec::new();
@@ -131,6 +130,14 @@ fn remote(source: &str, options: &OpenOptions) -> Result<Vec<SourceFile>> {
 /// `*` stays within a folder, `**` crosses folders, hidden files are matched by name only.
 const GLOB: glob::MatchOptions =
     glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
+
+/// What is listed to find the files of a source: a glob's folder before its first wildcard.
+fn listed_part(source: &str) -> &str {
+    match source.find(['*', '?', '[']) {
+        Some(wild) => source[..wild].rfind('/').map_or(source, |end| &source[..=end]),
+        None => source,
+    }
+}
 
 fn remote_pattern(source: &str) -> Result<Option<glob::Pattern>> {
     if !source.contains(['*', '?', '[']) {

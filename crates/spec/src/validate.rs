@@ -129,7 +129,8 @@ fn data(at: &str, spec: &DataSpec) -> Result<()> {
     filled(&format!("{at}.source"), &spec.source)?;
     filled(&format!("{at}.label"), &spec.label)?;
     ensure(spec.max_length >= 1, &format!("{at}.max_length"), "must be at least 1")?;
-    if spec.task == DataTask::Retrieval {
+    // With neither template the rows bring ready ids.
+    if spec.task == DataTask::Retrieval && spec.text.is_some() {
         ensure(spec.text_pair.is_some(), at, "retrieval needs `text_pair`, the template of the passage")?;
     }
     Ok(())

@@ -13,7 +13,8 @@ pub(crate) fn sort(url: &str, doing: &str, key: &str, error: StoreError) -> Erro
     let place = format!("store `{url}`: {doing} `{key}`");
     let sorted = match &error {
         StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. } => denied(&place, &text),
-        StoreError::NotFound { .. } if text.contains("NoSuchBucket") => {
+        // A listing does not say which kind of error it had.
+        StoreError::NotFound { .. } | StoreError::Generic { .. } if text.contains("NoSuchBucket") => {
             code::STORE_URL.error(format!("{place}: there is no such bucket")).hint("create it, or correct the address")
         }
         StoreError::NotFound { .. } => code::STORE_CORRUPT.error(format!("{place}: it is missing")),
@@ -39,7 +40,8 @@ fn by_cause(place: &str, text: &str, error: &StoreError) -> Error {
         }
     }
     // Without keys the client asks the metadata service of a cloud machine, which is not there elsewhere.
-    if text.contains("169.254.169.254") || text.contains("AuthorizationHeaderMalformed") {
+    let refused = ["169.254.169.254", "AuthorizationHeaderMalformed", "403 Forbidden", "401 Unauthorized"];
+    if refused.iter().any(|sign| text.contains(sign)) {
         return denied(place, text);
     }
     if text.contains("501 Not Implemented") {

@@ -4,6 +4,8 @@
 //! ([`TaskStore`]) follow the log and verify every length and sha256. Whoever creates the next log entry owns the
 //! task; a stale writer finds its number taken and stops ([`code::STORE_FENCED`](pleach_base::code::STORE_FENCED)).
 //!
+//! [`Source`] reads objects that others wrote, such as training data.
+//!
 //! Deliberately not here: tensors (see [`tensors`] for their bytes alone), training state, the coordinator's state,
 //! and any compare-and-swap: creating a key that does not exist is the only conditional write that is used.
 
@@ -16,6 +18,7 @@ mod probe;
 mod pull;
 mod record;
 mod retain;
+mod source;
 mod store;
 mod task;
 pub mod tensors;
@@ -29,6 +32,7 @@ pub use record::{
     Snapshot, SnapshotFile, TRAINER_STATE,
 };
 pub use retain::{Best, Retention};
+pub use source::{Source, SourceObject};
 pub use store::{Store, StoreOptions};
 pub use task::TaskStore;
 pub use uploader::{DurableHook, Uploader, UploaderOptions, UploaderStatus};

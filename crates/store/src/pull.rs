@@ -38,7 +38,7 @@ impl TaskStore {
         let manifest = self.manifest(entry).await?;
         let manifest_bytes = self.manifest_bytes(entry).await?;
         tokio::fs::create_dir_all(to).await.or_code(code::IO, || format!("cannot create {}", to.display()))?;
-        let mut parts = Parts(Vec::new());
+        let mut parts = Parts::default();
         for file in &manifest.files {
             let part = parts.add(to, &file.name);
             self.download(entry, file, &part).await?;
@@ -97,15 +97,16 @@ impl TaskStore {
     }
 }
 
-fn cannot_write(path: &LocalPath) -> String {
+pub(crate) fn cannot_write(path: &LocalPath) -> String {
     format!("cannot write {}", path.display())
 }
 
 /// Files under temporary names, removed when the pull ends early.
-struct Parts(Vec<PathBuf>);
+#[derive(Default)]
+pub(crate) struct Parts(Vec<PathBuf>);
 
 impl Parts {
-    fn add(&mut self, folder: &LocalPath, name: &str) -> PathBuf {
+    pub(crate) fn add(&mut self, folder: &LocalPath, name: &str) -> PathBuf {
         let part = folder.join(format!(".{name}.part-{}", std::process::id()));
         self.0.push(part.clone());
         part

@@ -30,6 +30,18 @@ pub struct StoreOptions {
     pub env: Option<BTreeMap<String, String>>,
 }
 
+impl StoreOptions {
+    /// Where `AWS_...` variables are looked up.
+    pub(crate) fn environment(&self) -> BTreeMap<String, String> {
+        match &self.env {
+            Some(env) => env.clone(),
+            None => std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .collect(),
+        }
+    }
+}
+
 impl fmt::Debug for StoreOptions {
     /// Without `env`, which holds secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -67,13 +79,8 @@ impl Store {
     /// # Errors
     /// `STORE_URL` when the address cannot be one, `STORE_DENIED` when keys for an S3 endpoint are missing.
     pub fn open(url: &str, options: &StoreOptions) -> Result<Self> {
-        let env = match &options.env {
-            Some(env) => env.clone(),
-            None => std::env::vars_os()
-                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-                .collect(),
-        };
-        let opened = address::open(url, options.endpoint.as_deref(), options.region.as_deref(), &env)?;
+        let (endpoint, region) = (options.endpoint.as_deref(), options.region.as_deref());
+        let opened = address::open(url, endpoint, region, &options.environment())?;
         Ok(Self::build(opened, options))
     }
 

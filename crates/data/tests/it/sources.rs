@@ -96,7 +96,7 @@ struct Bucket {
 }
 
 impl Fetch for Bucket {
-    fn list(&self, prefix: &str) -> Result<Vec<RemoteFile>> {
+    fn list(&self, url: &str) -> Result<Vec<RemoteFile>> {
         let pattern = format!("{}/**/*", self.folder.display());
         let files = glob::glob(&pattern).unwrap().map(|found| found.unwrap()).filter(|found| found.is_file());
         let listed = files.map(|path| RemoteFile {
@@ -104,7 +104,8 @@ impl Fetch for Bucket {
             bytes: path.metadata().unwrap().len(),
             version: format!("{:?}", std::fs::read(&path).unwrap()),
         });
-        Ok(listed.filter(|file| file.url.starts_with(prefix)).collect())
+        let folder = format!("{}/", url.trim_end_matches('/'));
+        Ok(listed.filter(|file| file.url == url || file.url.starts_with(&folder)).collect())
     }
 
     fn fetch(&self, file: &RemoteFile, to: &Path) -> Result<()> {
@@ -131,6 +132,8 @@ fn a_remote_source_is_fetched_once() {
     assert_eq!(open("s3://bucket/deep/", &options).unwrap(), ["deep/c.jsonl"]);
     assert_eq!(open("s3://bucket/info.json", &options).unwrap(), ["info.json"]);
     assert_eq!(open("s3://bucket/*.jsonl", &options).unwrap(), ["B.jsonl", "a.jsonl", "b.jsonl"]);
+    assert_eq!(open("s3://bucket/deep/?.jsonl", &options).unwrap(), ["deep/c.jsonl"]);
+    assert_eq!(open("s3://bucket/de*/c.jsonl", &options).unwrap(), ["deep/c.jsonl"]);
     assert_eq!(bucket.fetched.load(Ordering::Relaxed), 6);
     assert_eq!(open("s3://bucket/none", &options).unwrap_err().code(), code::DATA_EMPTY);
 

@@ -76,10 +76,11 @@ fn a_retrieval_row_is_two_sequences() {
     let fields = json!({"text": "what is a cat", "text_pair": "the cat is slow"});
     let passage = encoded(&[2, 4, 6, 24, 37, 3], &[0; 6]);
     let query = Some(encoded(&[2, 23, 24, 5, 6, 3], &[0; 6]));
-    let made = content(DataTask::Retrieval, &json!({}), &fields);
+    let more = json!({"text_pair": "{text_pair}"});
+    let made = content(DataTask::Retrieval, &more, &fields);
     assert_eq!(made, Content::Pair { query, passage: passage.clone() });
     // Candidates need no query.
-    let spec = spec("x.jsonl".as_ref(), DataTask::Retrieval, &json!({}));
+    let spec = spec("x.jsonl".as_ref(), DataTask::Retrieval, &more);
     let encoder = Encoder::new(&spec, Some(tokenizer("wordpiece.json")), Side::Passage, LIMITS).unwrap();
     let example = encoder.encode(&row(&json!({"text_pair": "the cat is slow"}))).unwrap();
     assert_eq!(example.content, Content::Pair { query: None, passage });
@@ -95,6 +96,17 @@ fn ready_ids_are_taken_as_they_are_and_cut() {
     let fields = json!({"input_ids": [9], "input_ids_pair": [8, 7]});
     let made = content(DataTask::Retrieval, &json!({}), &fields);
     assert_eq!(made, Content::Pair { query: Some(encoded(&[9], &[0])), passage: encoded(&[8, 7], &[0, 0]) });
+    // Retrieval with neither template takes nothing else.
+    let ids = encoder(&spec("x.jsonl".as_ref(), DataTask::Retrieval, &json!({})));
+    assert_eq!(ids.fields().names().into_iter().collect::<Vec<_>>(), ["input_ids", "input_ids_pair"]);
+    for (fields, lacks) in [
+        (json!({"text": "a", "text_pair": "a"}), "input_ids"),
+        (json!({"input_ids": [9], "text_pair": "a"}), "input_ids_pair"),
+    ] {
+        let error = ids.encode(&row(&fields)).unwrap_err();
+        assert_eq!(error.code(), code::DATA_ROW);
+        assert!(error.message().contains(&format!("field `{lacks}` is missing; rows of text need")), "{error}");
+    }
     // A template of the job's own wins over ready ids.
     let made = content(DataTask::CausalLm, &json!({"text": "{text}"}), &json!({"input_ids": [9], "text": "a"}));
     assert_eq!(made, Content::Lm(encoded(&[2, 5, 3], &[0; 3])));

@@ -7,14 +7,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataSpec {
-    /// A file, folder or glob of `.jsonl` or `.parquet`, local or `s3://`.
+    /// A file, folder or glob of `.jsonl` or `.parquet`, local or `s3://`; every worker reads all of it, and keeps copies
+    /// of what lies in S3 in the cache folder of its user.
     pub source: String,
     /// What is learnt from a row.
     pub task: DataTask,
     /// Template of the text, such as `"{prompt}\n{answer}"`; `{text}` when absent. Rows with `input_ids` need none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// Template of the second text of a pair; for retrieval, of the passage.
+    /// Template of the second text of a pair; for retrieval, of the passage. Retrieval with neither template takes rows
+    /// with `input_ids` and `input_ids_pair`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_pair: Option<String>,
     /// Field that holds the class number.
@@ -54,7 +56,7 @@ pub enum DataTask {
     CausalLm,
     /// Assign one class to a text or a pair of texts.
     SequenceClassification,
-    /// Bring a query (`text`) near its passage (`text_pair`); the other passages of the batch are the negatives.
+    /// Bring a query (`text` or `input_ids`) near its passage (`text_pair` or `input_ids_pair`); the other passages of the batch are the negatives.
     Retrieval,
 }
 

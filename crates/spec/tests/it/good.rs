@@ -18,6 +18,13 @@ fn defaults_fill_what_is_absent() {
 }
 
 #[test]
+fn retrieval_takes_templates_or_ready_ids() {
+    let bare = JOB.replace("task: causal_lm", "task: retrieval");
+    parse(&bare, "job.yaml").unwrap();
+    parse(&bare.replace("task: retrieval", "task: retrieval\n    text_pair: '{passage}'"), "job.yaml").unwrap();
+}
+
+#[test]
 fn resolving_decides_lanes_and_metrics_once() {
     let job = parse(JOB, "job.yaml").unwrap().resolve();
     assert_eq!(job.spec.train.lanes, Some(4));

@@ -53,7 +53,7 @@ const BAD: &[(&str, &str, &str, Code)] = &[
     ("a method that is a map", "method: lora", "method: {name: lora}", code::BAD_VALUE),
     ("the same task twice", "\n  eval:", "\n    - {name: answers, adapter: {method: lora}}\n  eval:", code::BAD_VALUE),
     ("a task without data", "  data:\n    source: data/*.jsonl\n    task: causal_lm\n", "", code::BAD_VALUE),
-    ("retrieval without passages", "task: causal_lm", "task: retrieval", code::BAD_VALUE),
+    ("retrieval without passages", "task: causal_lm", "task: retrieval\n    text: '{query}'", code::BAD_VALUE),
     ("an unknown metric", "data/held.jsonl", "data/held.jsonl, metrics: [loss, recal@1]", code::BAD_VALUE),
     ("a best that is no metric", "{store: out}", "{store: out, retention: {best: loss}}", code::BAD_VALUE),
     ("keep none", "{store: out}", "{store: out, retention: {last: 0}}", code::BAD_VALUE),

@@ -11,5 +11,6 @@ mod kills;
 mod probes;
 mod reading;
 mod retaining;
+mod sourcing;
 mod turns;
 mod uploading;

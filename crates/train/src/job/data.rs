@@ -8,12 +8,12 @@ use pleach_data::{Batch, Cursor, Dataset, Encoder, Example, Limits, Loader, Open
 use pleach_nn::BackboneConfig;
 use pleach_spec::job::{DataSpec, DataTask, EvalSpec, TrainSpec};
 
-use super::keepalive;
 use super::model::Encoders;
+use super::remote::{self, Remote};
+use super::{JobContext, keepalive};
 use crate::engine::StepBatch;
 use crate::eval::EvalSet;
 use crate::lanes;
-use crate::observer::Observer;
 
 /// Lane batches that are ready before they are asked for.
 const AHEAD: usize = 4;
@@ -37,8 +37,7 @@ struct Feed {
 
 /// What opening data needs from around it.
 pub(super) struct Opener<'a> {
-    pub(super) group: &'a dyn Collective,
-    pub(super) observer: &'a dyn Observer,
+    pub(super) cx: &'a JobContext<'a>,
     pub(super) model: &'a dyn BackboneConfig,
     pub(super) folder: &'a std::path::Path,
 }
@@ -59,14 +58,13 @@ impl Opener<'_> {
     }
 
     fn open(&self, source: &str, spec: &DataSpec, encoder: &Encoder) -> Result<Dataset> {
-        if source.starts_with("s3://") {
-            return Err(code::DATA_SOURCE
-                .error(format!("{source}: this build of the worker reads data from files only"))
-                .hint("copy the files to a folder that every worker sees under the same path"));
+        let mut options = OpenOptions { max_bad_rows: spec.max_bad_rows, ..OpenOptions::default() };
+        if source.contains("://") && !source.starts_with("file://") {
+            options.fetch = Some(Arc::new(Remote::of(self.cx)));
+            options.cache = Some(remote::cache_folder()?);
         }
-        let options = OpenOptions { max_bad_rows: spec.max_bad_rows, ..OpenOptions::default() };
-        let dataset = keepalive::during(self.observer, || Dataset::open_source(source, encoder, &options))?;
-        super::broadcast::same(self.group, dataset.digest(), |ranks| {
+        let dataset = keepalive::during(self.cx.observer.as_ref(), || Dataset::open_source(source, encoder, &options))?;
+        super::broadcast::same(self.cx.group, dataset.digest(), |ranks| {
             code::DATA_SOURCE
                 .error(format!("{source}: ranks {ranks:?} see other rows than rank 0"))
                 .hint("every worker must read the same files: use shared storage, or equal copies under the same path")
@@ -106,7 +104,7 @@ impl Opener<'_> {
         let encoder = self.encoder(encoders, spec, side)?;
         let dataset = self.open(source, spec, &encoder)?;
         let encode = || (0..dataset.len()).map(|row| encoder.encode(&dataset.row(row)?)).collect();
-        keepalive::during(self.observer, encode)
+        keepalive::during(self.cx.observer.as_ref(), encode)
     }
 }
 

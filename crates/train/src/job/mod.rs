@@ -10,6 +10,7 @@ mod data;
 mod init;
 mod keepalive;
 mod model;
+mod remote;
 mod resume;
 mod round;
 mod task;

@@ -53,12 +53,7 @@ impl Ground<'_> {
         let job = &self.cx.job.spec;
         let name = TaskName::from(spec.name.as_str());
         let data_spec = data_of(self.cx, spec)?;
-        let opener = Opener {
-            group: self.cx.group,
-            observer: self.cx.observer.as_ref(),
-            model: self.model.config(),
-            folder: &self.model.folder,
-        };
+        let opener = Opener { cx: self.cx, model: self.model.config(), folder: &self.model.folder };
         let data = opener.task(encoders, data_spec, &job.train, &name)?;
         let eval = match &job.eval {
             Some(eval) => {

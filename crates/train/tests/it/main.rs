@@ -8,3 +8,4 @@ mod gang;
 mod job;
 mod parity;
 mod processes;
+mod remote;

@@ -93,6 +93,8 @@ pub(crate) struct Gang {
     pub(crate) die: Option<(usize, u64)>,
     /// Jobs of single ranks that differ.
     pub(crate) other: Vec<(usize, Value)>,
+    /// Variables that all ranks see.
+    pub(crate) env: Vec<(&'static str, String)>,
 }
 
 /// Runs a job in `world` processes; their reports by rank.
@@ -102,7 +104,7 @@ pub(crate) fn gang(folder: &Path, job: &Value, world: usize, how: &Gang) -> Vec<
     let children: Vec<_> = (0..world)
         .map(|rank| {
             let other = how.other.iter().find(|(of, _)| *of == rank).map(|(_, job)| job);
-            Killed(spawn(&RankTask {
+            let task = RankTask {
                 job: other.unwrap_or(job).clone(),
                 rank,
                 world,
@@ -111,7 +113,8 @@ pub(crate) fn gang(folder: &Path, job: &Value, world: usize, how: &Gang) -> Vec<
                 drain_at: how.drain.filter(|(of, _)| *of == rank).map(|(_, step)| step),
                 die_at: how.die.filter(|(of, _)| *of == rank).map(|(_, step)| step),
                 report: report(rank),
-            }))
+            };
+            Killed(spawn(&task, &how.env))
         })
         .collect();
     for (rank, mut child) in children.into_iter().enumerate() {
@@ -136,10 +139,11 @@ impl Drop for Killed {
     }
 }
 
-fn spawn(task: &RankTask) -> Child {
+fn spawn(task: &RankTask, env: &[(&'static str, String)]) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args(["processes::rank_process", "--exact", "--ignored", "--nocapture"])
         .env(TASK, serde_json::to_string(task).unwrap())
+        .envs(env.iter().map(|(name, value)| (name, value)))
         .stdout(Stdio::null())
         .spawn()
         .unwrap()
