@@ -62,6 +62,13 @@ impl Scene {
     }
 }
 
+/// The last step. Which ones before it are there is a matter of the store's speed.
+fn last(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = stored(folder);
+    files.retain(|name, _| name.starts_with("00000006"));
+    files
+}
+
 #[test]
 fn rows_in_s3_give_the_bits_of_rows_in_a_folder_and_are_fetched_once() {
     let scene = Scene::start();
@@ -73,7 +80,8 @@ fn rows_in_s3_give_the_bits_of_rows_in_a_folder_and_are_fetched_once() {
     scene.upload(&mut job, "/spec/eval/source");
     let report = scene.run(&remote, &job, scene.env());
     assert_eq!(report.end, "Finished", "{}", report.message);
-    assert!(stored(&local) == stored(&remote), "files differ");
+    assert_eq!(last(&local).len(), 4);
+    assert!(last(&local) == last(&remote), "files differ");
     let copies = scene.copies();
     assert_eq!(copies.len(), 2, "{copies:?}");
 
@@ -94,8 +102,8 @@ fn rows_in_s3_give_the_bits_of_rows_in_a_folder_and_are_fetched_once() {
     let report = scene.run(&other, &job, scene.env());
     assert_eq!(report.end, "Finished", "{}", report.message);
     assert_eq!(scene.copies().len(), 3);
-    let last = |folder| stored(folder).remove("00000006-g0001/adapter_model.safetensors").unwrap();
-    assert!(last(&again) == last(&local) && last(&other) != last(&local));
+    let adapter = |folder| last(folder).remove("00000006-g0001/adapter_model.safetensors").unwrap();
+    assert!(adapter(&again) == adapter(&local) && adapter(&other) != adapter(&local));
 }
 
 #[test]
