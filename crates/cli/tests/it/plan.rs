@@ -92,3 +92,22 @@ fn explain_shows_a_methods_options_and_the_schema_offers_them_to_editors() {
     let schema: serde_json::Value = serde_json::from_str(&out).expect("JSON");
     assert!(schema["$defs"]["adapter.lora"]["properties"]["r"].is_object());
 }
+
+/// A sample that no longer plans misleads whoever copies it.
+#[test]
+fn every_sample_job_plans_on_a_model_of_its_kind() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+    let mut planned = 0;
+    for sample in std::fs::read_dir(format!("{root}/docs/jobs")).expect("samples") {
+        let path = sample.expect("entry").path();
+        let text = std::fs::read_to_string(&path).expect("text");
+        let case = if text.contains("task: causal_lm") { "llama-lora" } else { "bert-lora" };
+        let set = format!("spec.backbone.path={root}/tests/fixtures/parity/{case}/model");
+        let file = path.display().to_string();
+        let (code, out, err) = run(&mut pleach(&["plan", &file, "--set", &set]));
+        assert_eq!(code, 0, "{file}: {err}");
+        assert!(out.trim_end().lines().last().expect("a line").starts_with("trainable params: "), "{file}: {out}");
+        planned += 1;
+    }
+    assert!(planned >= 3, "{planned} samples");
+}
