@@ -82,3 +82,13 @@ fn a_taken_port_and_an_absent_coordinator_have_their_codes() {
     assert_eq!(get.wait(LONG).unwrap().code(), Some(3), "{}", get.text());
     assert!(get.text().contains("PL0701"), "{}", get.text());
 }
+
+#[test]
+fn what_a_worker_writes_to_a_file_has_no_colour() {
+    let mut command = Command::new(binary("pleach-worker").unwrap());
+    command.args(["--coordinator", "http://127.0.0.1:9", "--name", "plain", "--device", "tpu:0"]);
+    let mut worker = Process::start("worker", command).unwrap();
+    assert!(!worker.wait(LONG).unwrap().success());
+    assert!(worker.text().contains("PL0103"), "{}", worker.text());
+    assert!(!worker.text().contains('\u{1b}'), "{}", worker.text());
+}
