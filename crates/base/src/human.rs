@@ -1,6 +1,13 @@
 //! Numbers as people read them.
 
+use std::io::IsTerminal;
 use std::time::Duration;
+
+/// Whether what is written to `stream` may have colour: it is a terminal, and `NO_COLOR` is not set.
+#[must_use]
+pub fn wants_colour(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
 
 /// `1,234,567`.
 #[must_use]

@@ -13,10 +13,10 @@ mod local;
 mod out;
 mod view;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use pleach_base::human::wants_colour;
 use pleach_base::{ResultExt, code};
 use tracing_subscriber::EnvFilter;
 
@@ -44,11 +44,10 @@ fn log(verbose: u8, server: bool) {
         _ => "debug",
     };
     let filter = EnvFilter::try_from_env("PLEACH_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(colour)
+        .with_ansi(wants_colour(&std::io::stderr()))
         .with_target(false)
         .compact()
         .init();

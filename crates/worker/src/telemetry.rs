@@ -1,7 +1,6 @@
 //! Log lines on standard error; the level comes from `PLEACH_LOG` (default `info`).
 
-use std::io::IsTerminal as _;
-
+use pleach_base::human::wants_colour;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::LogFormat;
@@ -9,12 +8,11 @@ use crate::cli::LogFormat;
 /// Starts logging. A second call changes nothing.
 pub(crate) fn start(format: LogFormat) {
     let filter = EnvFilter::try_from_env("PLEACH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)
-        .with_ansi(colour);
+        .with_ansi(wants_colour(&std::io::stderr()));
     let _ = match format {
         LogFormat::Text => builder.compact().try_init(),
         LogFormat::Json => builder.json().try_init(),
