@@ -10,15 +10,26 @@ use serde_json::{Map, Value};
 pub struct Later {
     /// Its name.
     pub name: &'static str,
-    /// The value that turns it off, as JSON, besides null, false, `{}` and `[]`.
+    /// PEFT's default, as JSON: it turns the option off, as null, false, `{}` and `[]` do.
     pub off: &'static str,
 }
 
 impl Later {
-    /// An option that is off when null, false or empty.
+    /// An option whose default is null.
     #[must_use]
     pub const fn new(name: &'static str) -> Self {
         Self { name, off: "null" }
+    }
+
+    /// An option with another default.
+    #[must_use]
+    pub const fn off(name: &'static str, off: &'static str) -> Self {
+        Self { name, off }
+    }
+
+    /// PEFT's default.
+    pub(crate) fn default(self) -> Value {
+        serde_json::from_str(self.off).unwrap_or_default()
     }
 
     fn is_off(self, value: &Value) -> bool {

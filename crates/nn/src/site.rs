@@ -44,6 +44,8 @@ pub enum Part {
     Key,
     /// Values of attention.
     Value,
+    /// Queries, keys and values of attention in one map.
+    Qkv,
     /// Output projection of attention.
     AttnOut,
     /// First map of the feed-forward part.

@@ -3,6 +3,7 @@
 
 #[cfg(feature = "torch")]
 mod built;
+pub mod common;
 pub(crate) mod saved;
 
 use std::fmt::Debug;

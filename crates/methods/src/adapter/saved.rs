@@ -1,17 +1,20 @@
 //! `modules_to_save`: modules that are trained and saved whole beside the adapter, such as a classification head.
 
 use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, HeadKind, Init, SiteId};
+use pleach_nn::{BackboneConfig, Init, SiteId};
 
 use crate::plan::PlannedTensor;
 
-/// What PEFT adds by itself when the task is classification.
+/// The tasks for which PEFT adds heads by itself.
+const CLASSIFIED: [&str; 2] = ["SEQ_CLS", "TOKEN_CLS"];
+
+/// What PEFT adds.
 const CLASSIFIERS: [&str; 2] = ["classifier", "score"];
 
 /// The names as PEFT completes them for the model's task.
 pub(crate) fn names(asked: Option<&[String]>, model: &dyn BackboneConfig) -> Vec<String> {
     let mut names = asked.unwrap_or_default().to_vec();
-    if model.info().head == HeadKind::SequenceClassification {
+    if CLASSIFIED.contains(&model.info().head.task_type()) {
         for name in CLASSIFIERS {
             if !names.iter().any(|known| known == name) {
                 names.push(name.to_owned());

@@ -12,20 +12,22 @@ mod peft;
 mod run;
 
 use indexmap::IndexMap;
-use pleach_base::{Error, Result, code};
-use pleach_nn::{BackboneConfig, Indices, Init, Modules, Part, Patterns, Role, Site, SiteId, Sites, Target};
+use pleach_base::{Result, code};
+use pleach_nn::{BackboneConfig, Init, Role, Site, Sites};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{AdapterConfig, Export, Options, saved};
+use super::common::{Layers, Selection, Targets, peft_config, positive, query_value, refuse, share};
+use super::{AdapterConfig, Export, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::options::Later;
 use crate::plan::{Plan, PlannedTensor};
 
 /// Options of LoRA.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
+#[schemars(deny_unknown_fields)]
 pub struct Config {
     /// Rank.
     pub r: u32,
@@ -33,25 +35,16 @@ pub struct Config {
     pub lora_alpha: f64,
     /// Share of inputs that are dropped in training.
     pub lora_dropout: f64,
-    /// Which modules: names or last parts of paths, a regular expression for the whole path, or `all-linear`; queries
-    /// and values of attention when left out.
-    #[schemars(with = "Option<ModulesSchema>")]
-    pub target_modules: Option<Modules>,
-    /// Modules that are left out although they match.
-    #[schemars(with = "Option<ModulesSchema>")]
-    pub exclude_modules: Option<Modules>,
+    /// Modules.
+    #[serde(flatten)]
+    pub targets: Targets,
+    /// Blocks.
+    #[serde(flatten)]
+    pub layers: Layers,
     /// Which biases are trained: `none`.
     pub bias: Bias,
     /// Scale by `lora_alpha / sqrt(r)`.
     pub use_rslora: bool,
-    /// Modules that are trained and saved whole. Classification adds its head by itself.
-    pub modules_to_save: Option<Vec<String>>,
-    /// Numbers of the blocks to act on; all when left out.
-    #[schemars(with = "Option<IndicesSchema>")]
-    pub layers_to_transform: Option<Indices>,
-    /// Name of the list of blocks, when `layers_to_transform` is given and the name is not the usual one.
-    #[schemars(with = "Option<ModulesSchema>")]
-    pub layers_pattern: Option<Patterns>,
     /// Other ranks for some modules: names or expressions to ranks.
     pub rank_pattern: IndexMap<String, u32>,
     /// Other numerators for some modules.
@@ -86,37 +79,16 @@ pub enum InitWeights {
     Named(String),
 }
 
-/// How lists of modules look in a schema.
-#[derive(JsonSchema)]
-#[schemars(untagged, inline)]
-#[expect(dead_code, reason = "read by the schema only")]
-enum ModulesSchema {
-    Text(String),
-    List(Vec<String>),
-}
-
-/// How block numbers look in a schema.
-#[derive(JsonSchema)]
-#[schemars(untagged, inline)]
-#[expect(dead_code, reason = "read by the schema only")]
-enum IndicesSchema {
-    One(u32),
-    Many(Vec<u32>),
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
             r: 8,
             lora_alpha: 8.0,
             lora_dropout: 0.0,
-            target_modules: None,
-            exclude_modules: None,
+            targets: Targets::default(),
+            layers: Layers::default(),
             bias: Bias::None,
             use_rslora: false,
-            modules_to_save: None,
-            layers_to_transform: None,
-            layers_pattern: None,
             rank_pattern: IndexMap::new(),
             alpha_pattern: IndexMap::new(),
             init_lora_weights: InitWeights::Flag(true),
@@ -165,9 +137,7 @@ impl Options for Config {
     fn validate(&self) -> Result<()> {
         let ranks = || self.rank_pattern.iter().map(|(name, r)| (format!("rank_pattern.{name}"), *r));
         for (field, r) in [("r".to_owned(), self.r)].into_iter().chain(ranks()) {
-            if r == 0 {
-                return Err(refuse(&field, "must be at least 1"));
-            }
+            positive(&field, r)?;
         }
         let alphas = || self.alpha_pattern.iter().map(|(name, alpha)| (format!("alpha_pattern.{name}"), *alpha));
         for (field, alpha) in [("lora_alpha".to_owned(), self.lora_alpha)].into_iter().chain(alphas()) {
@@ -175,9 +145,7 @@ impl Options for Config {
                 return Err(refuse(&field, "must be a positive number"));
             }
         }
-        if !(0.0..1.0).contains(&self.lora_dropout) {
-            return Err(refuse("lora_dropout", "must be at least 0 and below 1"));
-        }
+        share("lora_dropout", self.lora_dropout)?;
         if self.bias != Bias::None {
             return Err(refuse("bias", "this build trains no biases").hint("write `bias: none`"));
         }
@@ -188,10 +156,6 @@ impl Options for Config {
                 .hint("one of true, false, gaussian")),
         }
     }
-}
-
-fn refuse(field: &str, why: &str) -> Error {
-    code::METHOD_CONFIG.error(format!("{field}: {why}"))
 }
 
 impl Config {
@@ -206,26 +170,8 @@ impl Config {
         Ok(if self.use_rslora { alpha / r.sqrt() } else { alpha / r })
     }
 
-    fn targets(&self, model: &dyn BackboneConfig) -> Result<Vec<SiteId>> {
-        let sites = model.sites();
-        let saved = saved::names(self.modules_to_save.as_deref(), model);
-        let default;
-        let modules = match &self.target_modules {
-            Some(modules) => modules,
-            None => {
-                default = default_targets(sites);
-                &default
-            }
-        };
-        let target = Target {
-            modules,
-            exclude: self.exclude_modules.as_ref(),
-            saved: &saved,
-            layers: self.layers_to_transform.as_ref(),
-            pattern: self.layers_pattern.as_ref(),
-            roles: ROLES,
-        };
-        target.select(sites)
+    fn selection(&self) -> Selection<'_> {
+        Selection { targets: &self.targets, layers: Some(&self.layers), roles: ROLES, default: query_value }
     }
 
     fn tensors(&self, site: &Site) -> Result<[PlannedTensor; 2]> {
@@ -247,39 +193,17 @@ impl Config {
     }
 }
 
-/// PEFT's defaults for the families that it lists are the queries and values of attention.
-fn default_targets(sites: &Sites) -> Modules {
-    let chosen: Vec<_> = sites
-        .iter()
-        .filter(|site| site.role == Role::Linear && matches!(site.part, Part::Query | Part::Value))
-        .map(|site| site.id)
-        .collect();
-    Modules::List(sites.shortest_names(&chosen))
-}
-
 impl AdapterConfig for Config {
     fn card(&self) -> &'static Card {
         &CARD
     }
 
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
-        let sites = self.targets(model)?;
-        let (saved, whole) = saved::plan(self.modules_to_save.as_deref(), model)?;
-        let mut plan = Plan { saved, ..Plan::default() };
-        for id in &sites {
-            let site = &model.sites()[*id];
-            plan.tensors.extend(self.tensors(site)?);
-            if !site.runs {
-                plan.notes.push(format!("`{}` is never run with this head: its tensors will not change", site.path));
-            }
-        }
-        plan.tensors.extend(whole);
-        plan.sites = sites;
-        Ok(plan)
+        self.selection().plan(model, |site| self.tensors(site))
     }
 
     fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value> {
-        peft::adapter_config(self, model, plan, export)
+        peft_config(self, Some(&self.targets), model, plan, export)
     }
 
     #[cfg(feature = "torch")]
@@ -288,7 +212,7 @@ impl AdapterConfig for Config {
         plan: &Plan,
         params: &pleach_nn::ParamTree,
         key: pleach_base::rng::Key,
-    ) -> Result<std::collections::BTreeMap<SiteId, Box<dyn super::SiteMethod>>> {
+    ) -> Result<std::collections::BTreeMap<pleach_nn::SiteId, Box<dyn super::SiteMethod>>> {
         run::hooks(self, plan, params, key)
     }
 }

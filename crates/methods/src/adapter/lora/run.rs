@@ -4,19 +4,19 @@ use std::collections::BTreeMap;
 
 use pleach_base::rng::Key;
 use pleach_base::{Result, code};
-use pleach_nn::{Layout, OpWeights, ParamTree, Site, SiteCx, SiteHook, SiteId, WeightLayout};
-use tch::{Kind, Tensor};
+use pleach_nn::{OpWeights, ParamTree, Site, SiteCx, SiteHook, SiteId};
+use tch::Tensor;
 
 use super::Config;
 use crate::adapter::SiteMethod;
+use crate::adapter::common::{Dropout, linear_delta};
 use crate::plan::Plan;
 
 struct Lora {
     a: Tensor, // [r, in]
     b: Tensor, // [out, r]
     scaling: f64,
-    dropout: f64,
-    key: Key,
+    dropout: Dropout,
 }
 
 pub(super) fn hooks(
@@ -38,8 +38,7 @@ pub(super) fn hooks(
             a: a.shallow_clone(),
             b: b.shallow_clone(),
             scaling: config.scaling(path)?,
-            dropout: config.lora_dropout,
-            key: key.named("lora_dropout").named(path),
+            dropout: Dropout::new(config.lora_dropout, key, "lora_dropout", path),
         };
         Ok((*id, Box::new(hook) as Box<dyn SiteMethod>))
     };
@@ -48,13 +47,7 @@ pub(super) fn hooks(
 
 impl SiteHook for Lora {
     fn after(&self, cx: &SiteCx<'_>, x: &[Tensor], y: Vec<Tensor>) -> Vec<Tensor> {
-        let mut input = x[0].to_kind(Kind::Float); // [.., in]
-        if cx.train && self.dropout > 0.0 {
-            let key = self.key.with(cx.step).with(u64::from(cx.pass));
-            let mask = keep_mask(cx.layout, cx.site.dims.input, self.dropout, key);
-            // Not in place: in float32 this is the model's own tensor, which the base and other hooks read too.
-            input = &input * mask;
-        }
+        let input = self.dropout.apply(cx, &x[0]); // [.., in]
         let delta = input.linear(&self.a, None::<&Tensor>).linear(&self.b, None::<&Tensor>) * self.scaling; // [.., out]
         y.iter().map(|y| (y + &delta).to_kind(y.kind())).collect()
     }
@@ -64,27 +57,6 @@ impl SiteMethod for Lora {
     fn merged(&self, site: &Site, base: &OpWeights) -> Option<OpWeights> {
         let _no_grad = tch::no_grad_guard();
         let delta = self.b.matmul(&self.a) * self.scaling; // [out, in]
-        let input_first = site.weight.as_ref().is_some_and(|weight| weight.layout == WeightLayout::InOut);
-        let delta = if input_first { delta.tr() } else { delta };
-        let bias = base.bias.as_ref().map(|bias| bias.to_kind(Kind::Float));
-        Some(OpWeights { weight: base.weight.to_kind(Kind::Float) + delta, bias })
+        Some(linear_delta(site, base, &delta))
     }
-}
-
-/// `0` or `1 / (1 - p)` for every input of every real token, drawn for each sample by its id: the same whoever shares
-/// the batch, in both layouts, and wherever padding ends.
-fn keep_mask(layout: &Layout, width: usize, p: f64, key: Key) -> Tensor {
-    let scale = (1.0 / (1.0 - p)) as f32;
-    let mut shape = layout.shape();
-    let total: i64 = shape.iter().product();
-    let mut values = vec![0.0f32; total as usize * width];
-    for (sequence, sample) in layout.samples().iter().enumerate() {
-        let tokens = layout.token_range(sequence);
-        let mut rng = key.with(*sample).rng();
-        for value in &mut values[tokens.start * width..tokens.end * width] {
-            *value = if f64::from(rng.uniform()) >= p { scale } else { 0.0 };
-        }
-    }
-    shape.push(width as i64);
-    Tensor::from_slice(&values).reshape(&shape).to_device(layout.device())
 }

@@ -1,0 +1,23 @@
+//! What methods share, so that each file holds its own mathematics only: the options that choose sites, PEFT's fields
+//! of `adapter_config.json`, checks of options, and with tensors masks and weights in their stored layouts.
+
+#![allow(unused_imports, dead_code, reason = "each helper serves the methods that need it")]
+
+mod check;
+#[cfg(feature = "torch")]
+mod dropout;
+mod peft;
+mod schema;
+mod targets;
+#[cfg(feature = "torch")]
+mod weights;
+
+pub(crate) use check::{positive, refuse, share};
+#[cfg(feature = "torch")]
+pub(crate) use dropout::{Dropout, keep_mask, whole_site};
+pub(crate) use peft::{PEFT_VERSION, number, peft_config};
+pub(crate) use schema::{IndicesSchema, ModulesSchema};
+pub use targets::{Layers, Targets};
+pub(crate) use targets::{Selection, key_value, query_value};
+#[cfg(feature = "torch")]
+pub(crate) use weights::{dense, linear_delta, restored, with_weight};
