@@ -27,7 +27,8 @@ pub enum Role {
     /// The softmax of attention: `[scores]` `[batch, heads, width, keys]`, masked, to `[weights]`. A hook here makes
     /// its own rows run without the fused kernel. Always in the padded form, whatever the layout.
     AttnScores,
-    /// Behind attention or the feed-forward part, before the residual sum: `[output, residual]` to `[output]`.
+    /// Behind attention or the feed-forward part: `[output, residual]` to `[hidden]`. The operation is the residual
+    /// sum, followed by the normalisation in blocks that normalise after it.
     SublayerOut,
     /// Before a block: `[hidden]` to `[hidden]`.
     BlockIn,

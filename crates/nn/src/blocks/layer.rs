@@ -37,7 +37,7 @@ pub(crate) fn output(b: &mut Builder, path: &str, width: usize) -> SiteId {
     b.place(format!("{path}@out"), Role::BlockOut, Part::Other, same(width))
 }
 
-/// The place behind a part of a block, before the residual sum.
+/// The place of the residual sum behind a part of a block.
 pub(crate) fn sublayer(b: &mut Builder, path: &str, part: Part, width: usize) -> SiteId {
     b.place(format!("{path}@sublayer"), Role::SublayerOut, part, same(width))
 }
@@ -54,7 +54,7 @@ mod imp {
     use crate::blocks::attention::Attention;
     use crate::blocks::mlp::Mlp;
     use crate::blocks::norm::Norm;
-    use crate::run::{Forward, OpWeights, State, Weights};
+    use crate::run::{Forward, Layout, OpWeights, State, Weights};
     use crate::site::{SiteId, Sites};
 
     /// A loaded block.
@@ -96,8 +96,8 @@ mod imp {
             run: &dyn Fn(&Tensor) -> Tensor,
         ) -> Tensor {
             match self.spec.order {
-                Order::Pre => x + behind(cx, site, run(&norm.run(cx, x)), x),
-                Order::Post => norm.run(cx, &(x + behind(cx, site, run(x), x))),
+                Order::Pre => add(cx, site, run(&norm.run(cx, x)), x, None),
+                Order::Post => add(cx, site, run(x), x, Some(norm)),
             }
         }
 
@@ -114,8 +114,22 @@ mod imp {
         cx.at_one(site, x, None, &|_, x, _| vec![x[0].shallow_clone()])
     }
 
-    fn behind(cx: &Forward<'_>, site: SiteId, output: Tensor, residual: &Tensor) -> Tensor {
-        let mut y = cx.at(site, vec![output, residual.shallow_clone()], None, &|_, x, _| vec![x[0].shallow_clone()]);
+    /// What stands behind a part of a block: the residual sum, and in blocks that normalise after it that normalisation.
+    pub(crate) fn add(
+        cx: &Forward<'_>,
+        site: SiteId,
+        output: Tensor,
+        residual: &Tensor,
+        norm: Option<&Norm>,
+    ) -> Tensor {
+        let op = |layout: &Layout, x: &[Tensor], _: Option<&OpWeights>| {
+            let sum = &x[1] + &x[0];
+            let Some(norm) = norm else { return vec![sum] };
+            // A hook may run this for its own rows alone: the norm's own hooks then see those.
+            let groups = cx.groups_within(layout);
+            vec![norm.run(&Forward { layout, groups: &groups, ..*cx }, &sum)]
+        };
+        let mut y = cx.at(site, vec![output, residual.shallow_clone()], None, &op);
         y.remove(0)
     }
 }

@@ -153,3 +153,28 @@ fn the_first_active_block_is_where_gradients_begin() {
     assert_eq!(first("model.norm"), 2);
     assert_eq!(first("lm_head"), 2);
 }
+
+/// Runs the site for its own rows alone, as it is.
+struct Alone;
+
+impl SiteHook for Alone {
+    fn shares_base(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn the_sum_behind_a_part_runs_for_some_rows_with_their_own_norm() {
+    let (model, batch) = (model("bert-lora", None, Precision::Fp32), batch(&[6, 4, 6]));
+    let at = |path: &str| model.config.sites().by_path(path).unwrap().id;
+    let norm = at("bert.encoder.layer.0.output.LayerNorm");
+    let shifted = || Hooks::default().with(norm, Additive(leaf(&[64, 64], 0.0).detach()));
+    let (shared, alone) = (shifted(), shifted().with(at("bert.encoder.layer.0.output@sublayer"), Alone));
+    for batch in [&batch.padded, &batch.packed] {
+        let with = |hooks: &Hooks| run(&model, batch, &[Group { rows: 1..2, hooks }]);
+        let (found, bare) = (with(&alone), run(&model, batch, &[]));
+        assert_near(&found, &with(&shared), 1e-6);
+        assert_near(&found.get(0), &bare.get(0), 1e-6);
+        assert!(distance(&found.get(1), &bare.get(1)) > 1e-3, "the norm's hook is seen");
+    }
+}
