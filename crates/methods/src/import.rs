@@ -90,7 +90,7 @@ pub(crate) fn frozen_copy(plan: &Plan, name: &str) -> Option<(SiteId, &'static s
 /// Compares names and shapes with a plan.
 pub(crate) fn check<'n>(plan: &Plan, found: impl Iterator<Item = (&'n str, Vec<usize>)>) -> Result<()> {
     let mut found: BTreeMap<_, _> = found.collect();
-    for tensor in &plan.tensors {
+    for tensor in plan.tensors.iter().filter(|tensor| tensor.in_file()) {
         let (name, wanted) = (&tensor.name, &tensor.shape);
         match found.remove(name.as_str()) {
             None => return Err(code::ADAPTER_FORMAT.error(format!("tensor `{name}`: missing"))),

@@ -185,7 +185,7 @@ fn rows(plan: &Plan, sites: &Sites) -> Vec<SiteRow> {
     ids.sort_unstable();
     let row = |id: SiteId| {
         let site = &sites[id];
-        let own = || plan.tensors.iter().filter(move |tensor| tensor.site == id);
+        let own = || plan.trained().filter(move |tensor| tensor.site == id);
         SiteRow {
             path: site.path.clone(),
             role: site.role.to_string(),

@@ -13,14 +13,14 @@ mod options;
 mod plan;
 mod registry;
 
-pub use adapter::{AdapterConfig, Export, Options};
+pub use adapter::{AdapterConfig, Export, Options, StepInfo, Virtual};
 pub use card::{Card, Invalid, MethodKind, Status, Sync};
 pub use explain::{Field, explain, fields};
 pub use import::{Imported, import};
 pub use job::{JobPlan, SiteRow, TaskPlan, head_options, parse_adapter, plan_job, precision};
 pub use options::Later;
-pub use plan::{Plan, PlannedTensor};
+pub use plan::{Keep, Plan, PlannedTensor};
 pub use registry::{Method, find, kinds, methods, schemas};
 
 #[cfg(feature = "torch")]
-pub use adapter::{Adapter, SiteMethod};
+pub use adapter::{Adapter, Hooks, Parts, SiteMethod};

@@ -2,12 +2,25 @@
 
 use pleach_nn::{Init, SiteId};
 
-/// One trainable tensor.
+/// What becomes of a planned tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// A parameter: trained and saved.
+    Trained,
+    /// Frozen, but in the adapter's file: others could not make it again.
+    Saved,
+    /// Frozen and in no file: worked out again from the base model, the options and the key.
+    Derived,
+    /// Changed by the method itself after a step; kept with the trainer's state only.
+    State,
+}
+
+/// One tensor of an adapter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedTensor {
     /// Key in `adapter_model.safetensors`.
     pub name: String,
-    /// The site it belongs to.
+    /// The site it belongs to; the first of them when several share it.
     pub site: SiteId,
     /// What it is there, such as `lora_A`. With [`Init::Base`]: `weight` or `bias`, which it is a copy of.
     pub part: &'static str,
@@ -15,20 +28,40 @@ pub struct PlannedTensor {
     pub shape: Vec<usize>,
     /// How it begins.
     pub init: Init,
+    /// What becomes of it.
+    pub keep: Keep,
 }
 
 impl PlannedTensor {
+    /// A parameter.
+    #[must_use]
+    pub fn trained(name: String, site: SiteId, part: &'static str, shape: impl Into<Vec<usize>>, init: Init) -> Self {
+        Self { name, site, part, shape: shape.into(), init, keep: Keep::Trained }
+    }
+
+    /// The same tensor, kept otherwise.
+    #[must_use]
+    pub fn keep(self, keep: Keep) -> Self {
+        Self { keep, ..self }
+    }
+
     /// Its number of scalars.
     #[must_use]
     pub fn numel(&self) -> u64 {
         self.shape.iter().map(|n| *n as u64).product()
     }
+
+    /// Whether it is in the adapter's file.
+    #[must_use]
+    pub fn in_file(&self) -> bool {
+        matches!(self.keep, Keep::Trained | Keep::Saved)
+    }
 }
 
-/// What a method will build on a model. The order of tensors is that of the parameter tree.
+/// What a method will build on a model. The order of trained tensors is that of the parameter tree.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
-    /// Trainable tensors.
+    /// Its tensors.
     pub tensors: Vec<PlannedTensor>,
     /// The sites that the method acts on, in the model's order, without those of modules that are saved whole.
     pub sites: Vec<SiteId>,
@@ -39,15 +72,26 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Trainable parameters.
+    /// The parameters, in order.
+    pub fn trained(&self) -> impl Iterator<Item = &PlannedTensor> {
+        self.tensors.iter().filter(|tensor| tensor.keep == Keep::Trained)
+    }
+
+    /// The number of trained scalars.
     #[must_use]
     pub fn params(&self) -> u64 {
-        self.tensors.iter().map(PlannedTensor::numel).sum()
+        self.trained().map(PlannedTensor::numel).sum()
     }
 
     /// The tensor that is `part` of a site.
     #[must_use]
     pub fn part(&self, site: SiteId, part: &str) -> Option<&PlannedTensor> {
         self.tensors.iter().find(|tensor| tensor.site == site && tensor.part == part)
+    }
+
+    /// The tensor of this name.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<&PlannedTensor> {
+        self.tensors.iter().find(|tensor| tensor.name == name)
     }
 }

@@ -19,16 +19,47 @@ pub enum HeadKind {
     SequenceClassification,
     /// One vector a sequence.
     Embedding,
+    /// Logits over the vocabulary for every token of the decoder.
+    Seq2SeqLm,
+    /// Logits over the vocabulary for every token, each seeing all others.
+    MaskedLm,
+    /// A row of class logits for every token.
+    TokenClassification,
+    /// One row of class logits an image.
+    ImageClassification,
+    /// One row of class logits a recording.
+    AudioClassification,
+    /// Similarities of texts and images.
+    Contrastive,
 }
 
 impl HeadKind {
-    /// PEFT's `task_type`.
+    /// PEFT's `task_type`; `None` where PEFT has none.
     #[must_use]
-    pub fn task_type(self) -> &'static str {
-        match self {
+    pub fn task_type(self) -> Option<&'static str> {
+        Some(match self {
             Self::CausalLm => "CAUSAL_LM",
             Self::SequenceClassification => "SEQ_CLS",
             Self::Embedding => "FEATURE_EXTRACTION",
+            Self::Seq2SeqLm => "SEQ_2_SEQ_LM",
+            Self::TokenClassification => "TOKEN_CLS",
+            Self::MaskedLm | Self::ImageClassification | Self::AudioClassification | Self::Contrastive => return None,
+        })
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CausalLm => "causal language modelling",
+            Self::SequenceClassification => "sequence classification",
+            Self::Embedding => "embedding",
+            Self::Seq2SeqLm => "sequence-to-sequence language modelling",
+            Self::MaskedLm => "masked language modelling",
+            Self::TokenClassification => "token classification",
+            Self::ImageClassification => "image classification",
+            Self::AudioClassification => "audio classification",
+            Self::Contrastive => "contrastive learning",
         }
     }
 }
@@ -86,11 +117,13 @@ pub enum Init {
     },
     /// A copy of the frozen tensor that it stands in for.
     Base,
+    /// Worked out by the method that plans it.
+    Derived,
 }
 
 impl Init {
     /// The values of a new tensor of `numel` elements: a function of `key` alone, so that every rank draws the same.
-    /// `None` for [`Init::Base`], whose values are not drawn.
+    /// `None` for [`Init::Base`] and [`Init::Derived`], whose values are not drawn.
     #[must_use]
     pub fn draw(self, key: Key, numel: usize) -> Option<Vec<f32>> {
         let mut rng = key.rng();
@@ -99,7 +132,7 @@ impl Init {
             Self::Ones => vec![1.0; numel],
             Self::Uniform { bound } => (0..numel).map(|_| rng.uniform_in(-bound, bound)).collect(),
             Self::Normal { std } => (0..numel).map(|_| std * rng.normal()).collect(),
-            Self::Base => return None,
+            Self::Base | Self::Derived => return None,
         })
     }
 }

@@ -8,10 +8,10 @@ use pleach_base::{Result, code};
 use pleach_nn::{Backbone, HookSet, Init, OpWeights, ParamTree, Site, SiteHook, SiteId, Sites, draw};
 use tch::Tensor;
 
-use super::AdapterConfig;
 use super::saved::Saved;
+use super::{AdapterConfig, StepInfo};
 use crate::import::{check, frozen_copy};
-use crate::plan::{Plan, PlannedTensor};
+use crate::plan::{Keep, Plan, PlannedTensor};
 
 /// A method at one site.
 pub trait SiteMethod: SiteHook + Send {
@@ -20,18 +20,70 @@ pub trait SiteMethod: SiteHook + Send {
     fn merged(&self, site: &Site, base: &OpWeights) -> Option<OpWeights>;
 }
 
-/// An adapter: one task's trainable parameters and what they do to the backbone.
+/// The hooks of an adapter, by site.
+pub type Hooks = BTreeMap<SiteId, Box<dyn SiteMethod>>;
+
+/// The tensors of an adapter, whatever becomes of them.
+#[derive(Clone, Copy)]
+pub struct Parts<'a> {
+    /// What was planned.
+    pub plan: &'a Plan,
+    /// The backbone's sites.
+    pub sites: &'a Sites,
+    /// The key of the task, the root of all draws.
+    pub key: Key,
+    params: &'a ParamTree,
+    kept: &'a BTreeMap<String, Tensor>,
+}
+
+impl<'a> Parts<'a> {
+    /// The tensor of this name.
+    ///
+    /// # Errors
+    /// `INTERNAL` when it is not there.
+    pub fn get(&self, name: &str) -> Result<&'a Tensor> {
+        let found = self.params.get(name).or_else(|| self.kept.get(name));
+        found.ok_or_else(|| code::INTERNAL.error(format!("tensor `{name}` is not planned")))
+    }
+
+    /// The tensor that is `part` of a site.
+    ///
+    /// # Errors
+    /// `INTERNAL` when it is not there.
+    pub fn part(&self, site: SiteId, part: &str) -> Result<&'a Tensor> {
+        let planned = self.plan.part(site, part);
+        let missing = || code::INTERNAL.error(format!("`{}` has no planned {part}", self.site(site).path));
+        self.get(&planned.ok_or_else(missing)?.name)
+    }
+
+    /// The site.
+    #[must_use]
+    pub fn site(&self, site: SiteId) -> &'a Site {
+        &self.sites[site]
+    }
+
+    /// The same with some of the tensors planned by a part of a composition.
+    #[must_use]
+    pub fn under(&self, plan: &'a Plan, key: Key) -> Self {
+        Self { plan, key, ..*self }
+    }
+}
+
+/// An adapter: one task's tensors and what they do to the backbone.
 pub struct Adapter {
     config: Arc<dyn AdapterConfig>,
     plan: Arc<Plan>,
+    sites: Arc<Sites>,
     key: Key,
     params: ParamTree,
-    hooks: BTreeMap<SiteId, Box<dyn SiteMethod>>,
+    /// The tensors that are not trained.
+    kept: BTreeMap<String, Tensor>,
+    hooks: Hooks,
 }
 
 impl Adapter {
-    /// Builds what `plan` says. Values come from `values` (all of them, by name) or are drawn from `key`, the key of
-    /// job seed and task, so that every rank has the same.
+    /// Builds what `plan` says. Values come from `values` (all tensors of the file, by name) or are drawn from `key`, the
+    /// key of job seed and task, so that every rank has the same.
     ///
     /// # Errors
     /// `ADAPTER_FORMAT` naming the tensor when `values` lack one, have one too many, or have another shape;
@@ -47,26 +99,38 @@ impl Adapter {
             check(&plan, values.iter().map(|(name, tensor)| (name.as_str(), shape_of(tensor))))?;
             same_base(&plan, base, values)?;
         }
-        let mut params = ParamTree::default();
+        let (mut params, mut kept) = (ParamTree::default(), BTreeMap::new());
         for tensor in &plan.tensors {
             let value = match values.and_then(|values| values.get(&tensor.name)) {
                 Some(value) => value.to_device(base.device()),
-                None => fresh(tensor, base, key)?,
+                None => fresh(&*config, tensor, base, key)?,
             };
-            params.insert(tensor.name.as_str(), &value)?;
+            if tensor.keep == Keep::Trained {
+                params.insert(tensor.name.as_str(), &value)?;
+            } else {
+                kept.insert(tensor.name.clone(), value.detach().copy());
+            }
         }
-        Self::over(config, plan, key, params)
+        let sites = Arc::new(base.config().sites().clone());
+        Self::over(config, plan, sites, key, params, kept)
     }
 
-    fn over(config: Arc<dyn AdapterConfig>, plan: Arc<Plan>, key: Key, params: ParamTree) -> Result<Self> {
-        let mut hooks = config.hooks(&plan, &params, key)?;
+    fn over(
+        config: Arc<dyn AdapterConfig>,
+        plan: Arc<Plan>,
+        sites: Arc<Sites>,
+        key: Key,
+        params: ParamTree,
+        kept: BTreeMap<String, Tensor>,
+    ) -> Result<Self> {
+        let mut hooks = config.hooks(&Parts { plan: &plan, sites: &sites, key, params: &params, kept: &kept })?;
         for site in &plan.saved {
             let of =
                 |part| plan.part(*site, part).and_then(|tensor| params.get(&tensor.name)).map(Tensor::shallow_clone);
             let weight = of("weight").ok_or_else(|| code::INTERNAL.error("a saved module has no weight"))?;
             hooks.insert(*site, Box::new(Saved(OpWeights { weight, bias: of("bias") })));
         }
-        Ok(Self { config, plan, key, params, hooks })
+        Ok(Self { config, plan, sites, key, params, kept, hooks })
     }
 
     /// The same adapter over the same memory with gradients of its own: updates are seen by both. One for each lane.
@@ -74,7 +138,9 @@ impl Adapter {
     /// # Errors
     /// As [`AdapterConfig::hooks`].
     pub fn alias(&self) -> Result<Self> {
-        Self::over(Arc::clone(&self.config), Arc::clone(&self.plan), self.key, self.params.alias())
+        let kept = self.kept.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        let (config, plan, sites) = (Arc::clone(&self.config), Arc::clone(&self.plan), Arc::clone(&self.sites));
+        Self::over(config, plan, sites, self.key, self.params.alias(), kept)
     }
 
     /// Its configuration.
@@ -93,6 +159,48 @@ impl Adapter {
     #[must_use]
     pub fn params(&self) -> &ParamTree {
         &self.params
+    }
+
+    /// The tensors that are not trained, by name: see [`Keep`].
+    #[must_use]
+    pub fn kept(&self) -> &BTreeMap<String, Tensor> {
+        &self.kept
+    }
+
+    /// All its tensors.
+    #[must_use]
+    pub fn parts(&self) -> Parts<'_> {
+        let Self { plan, sites, key, params, kept, .. } = self;
+        Parts { plan, sites, key: *key, params, kept }
+    }
+
+    /// Its term of the loss: see [`AdapterConfig::regulariser`].
+    #[must_use]
+    pub fn regulariser(&self) -> Option<Tensor> {
+        self.config.regulariser(&self.parts())
+    }
+
+    /// What it does after a step: see [`AdapterConfig::after_step`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn after_step(&self, step: StepInfo) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        self.config.after_step(&self.parts(), step)
+    }
+
+    /// The tensors of `adapter_model.safetensors`.
+    ///
+    /// # Errors
+    /// As [`AdapterConfig::exported`].
+    pub fn exported(&self) -> Result<Vec<(String, Tensor)>> {
+        let _no_grad = tch::no_grad_guard();
+        let parts = self.parts();
+        if let Some(tensors) = self.config.exported(&parts)? {
+            return Ok(tensors);
+        }
+        let in_file = self.plan.tensors.iter().filter(|tensor| tensor.in_file());
+        in_file.map(|tensor| Ok((tensor.name.clone(), parts.get(&tensor.name)?.detach()))).collect()
     }
 
     /// The weights of every site it acts on with the adapter folded in, as float32.
@@ -144,8 +252,12 @@ fn shape_of(tensor: &Tensor) -> Vec<usize> {
     tensor.size().iter().map(|n| usize::try_from(*n).unwrap_or_default()).collect()
 }
 
-fn fresh(tensor: &PlannedTensor, base: &dyn Backbone, key: Key) -> Result<Tensor> {
+fn fresh(config: &dyn AdapterConfig, tensor: &PlannedTensor, base: &dyn Backbone, key: Key) -> Result<Tensor> {
     let key = key.named("init").named(&tensor.name);
+    if tensor.init == Init::Derived {
+        let _no_grad = tch::no_grad_guard();
+        return config.initial(tensor, base, key);
+    }
     if let Some(value) = draw(tensor.init, key, &tensor.shape, base.device()) {
         return Ok(value);
     }

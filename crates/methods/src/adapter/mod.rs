@@ -16,11 +16,11 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 #[cfg(feature = "torch")]
-pub use built::{Adapter, SiteMethod};
+pub use built::{Adapter, Hooks, Parts, SiteMethod};
 
 use crate::card::Card;
 use crate::options::{Later, typed, under};
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedTensor};
 use crate::registry::Method;
 
 /// Declares the files of this folder and their list.
@@ -41,6 +41,12 @@ pub trait Options: AdapterConfig + DeserializeOwned + JsonSchema + 'static {
     /// Options of PEFT's that this build does not have.
     const LATER: &'static [Later] = &[];
 
+    /// The options of an adapter that is read from a file rather than made new.
+    #[must_use]
+    fn imported(self) -> Self {
+        self
+    }
+
     /// Refuses values that no model could use.
     ///
     /// # Errors
@@ -48,6 +54,25 @@ pub trait Options: AdapterConfig + DeserializeOwned + JsonSchema + 'static {
     fn validate(&self) -> Result<()> {
         Ok(())
     }
+}
+
+/// Tokens that an adapter puts in front of every sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Virtual {
+    /// Rows in front of every sequence's hidden states: the batch has placeholder ids there, which the hook at the token
+    /// table fills. They count as tokens in everything but the labels.
+    pub prompt: usize,
+    /// Keys and values in front of every sequence's own: real positions begin at this number.
+    pub prefix: usize,
+}
+
+/// When [`AdapterConfig::after_step`] is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepInfo {
+    /// Optimiser steps done, this one included.
+    pub step: u64,
+    /// Steps of the whole task.
+    pub total: u64,
 }
 
 /// What an `adapter_config.json` says beside the method's own fields.
@@ -71,17 +96,62 @@ pub trait AdapterConfig: Debug + Send + std::marker::Sync {
     /// `adapter_config.json`, keys in order: PEFT's fields when PEFT knows the method.
     fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value>;
 
-    /// The hooks over these parameters, which are the plan's. `key` is that of the task, the root of all draws.
+    /// Tokens that it puts in front of every sequence.
+    fn virtual_tokens(&self) -> Virtual {
+        Virtual::default()
+    }
+
+    /// The learning rate of a parameter, as a multiple of the task's.
+    fn lr_scale(&self, _tensor: &PlannedTensor) -> f64 {
+        1.0
+    }
+
+    /// The hooks over these tensors, which are the plan's.
     ///
     /// # Errors
     /// `INTERNAL` when a planned tensor is not there.
     #[cfg(feature = "torch")]
-    fn hooks(
+    fn hooks(&self, parts: &Parts<'_>) -> Result<Hooks>;
+
+    /// The first value of a tensor that is planned with [`pleach_nn::Init::Derived`], in its planned shape. `key` is
+    /// the tensor's own.
+    ///
+    /// # Errors
+    /// `INTERNAL` by default: a method that plans such a tensor works it out.
+    #[cfg(feature = "torch")]
+    fn initial(
         &self,
-        plan: &Plan,
-        params: &pleach_nn::ParamTree,
-        key: pleach_base::rng::Key,
-    ) -> Result<std::collections::BTreeMap<pleach_nn::SiteId, Box<dyn SiteMethod>>>;
+        tensor: &PlannedTensor,
+        _base: &dyn pleach_nn::Backbone,
+        _key: pleach_base::rng::Key,
+    ) -> Result<tch::Tensor> {
+        Err(pleach_base::code::INTERNAL.error(format!("tensor `{}` has no value to begin with", tensor.name)))
+    }
+
+    /// A term of the loss that depends on the parameters alone: a float32 scalar, counted once a step.
+    #[cfg(feature = "torch")]
+    fn regulariser(&self, _parts: &Parts<'_>) -> Option<tch::Tensor> {
+        None
+    }
+
+    /// What the method does to its tensors, in place, after the optimiser's update; gradients are still there and the
+    /// same on all ranks.
+    ///
+    /// # Errors
+    /// `INTERNAL` when a planned tensor is not there.
+    #[cfg(feature = "torch")]
+    fn after_step(&self, _parts: &Parts<'_>, _step: StepInfo) -> Result<()> {
+        Ok(())
+    }
+
+    /// The tensors of `adapter_model.safetensors`, when they are not the planned ones.
+    ///
+    /// # Errors
+    /// `INTERNAL` when a planned tensor is not there.
+    #[cfg(feature = "torch")]
+    fn exported(&self, _parts: &Parts<'_>) -> Result<Option<Vec<(String, tch::Tensor)>>> {
+        Ok(None)
+    }
 }
 
 /// The registry entry of a method with options `C`.
@@ -90,10 +160,10 @@ struct Typed<C>(PhantomData<fn() -> C>);
 impl<C: Options> Typed<C> {
     const NEW: Self = Self(PhantomData);
 
-    fn checked(options: &Map<String, Value>, at: &str) -> Result<Box<dyn AdapterConfig>> {
+    fn checked(options: &Map<String, Value>, at: &str) -> Result<C> {
         let config: C = typed(options, at, C::LATER)?;
         config.validate().map_err(|error| under(&error, at))?;
-        Ok(Box::new(config))
+        Ok(config)
     }
 }
 
@@ -118,11 +188,12 @@ impl<C: Options> Method for Typed<C> {
     }
 
     fn parse(&self, options: &Map<String, Value>, at: &str) -> Result<Box<dyn AdapterConfig>> {
-        Self::checked(options, at)
+        Ok(Box::new(Self::checked(options, at)?))
     }
 
     fn import(&self, config: &Map<String, Value>) -> Result<Box<dyn AdapterConfig>> {
         let options = config.iter().filter(|(key, _)| !ABOUT.contains(&key.as_str()));
-        Self::checked(&options.map(|(key, value)| (key.clone(), value.clone())).collect(), "adapter_config.json")
+        let options = options.map(|(key, value)| (key.clone(), value.clone())).collect();
+        Ok(Box::new(Self::checked(&options, "adapter_config.json")?.imported()))
     }
 }

@@ -14,7 +14,7 @@ const CLASSIFIERS: [&str; 2] = ["classifier", "score"];
 /// The names as PEFT completes them for the model's task.
 pub(crate) fn names(asked: Option<&[String]>, model: &dyn BackboneConfig) -> Vec<String> {
     let mut names = asked.unwrap_or_default().to_vec();
-    if CLASSIFIED.contains(&model.info().head.task_type()) {
+    if model.info().head.task_type().is_some_and(|task| CLASSIFIED.contains(&task)) {
         for name in CLASSIFIERS {
             if !names.iter().any(|known| known == name) {
                 names.push(name.to_owned());
@@ -46,7 +46,7 @@ pub(crate) fn plan(asked: Option<&[String]>, model: &dyn BackboneConfig) -> Resu
         let Some(weight) = &site.weight else { continue };
         let mut add = |part: &'static str, shape: Vec<usize>| {
             let name = format!("base_model.model.{}.{part}", site.path);
-            tensors.push(PlannedTensor { name, site: *id, part, shape, init: Init::Base });
+            tensors.push(PlannedTensor::trained(name, *id, part, shape, Init::Base));
         };
         add("weight", weight.shape.clone());
         if site.bias.is_some() {

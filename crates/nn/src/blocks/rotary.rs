@@ -93,10 +93,11 @@ mod imp {
     use crate::run::Layout;
 
     impl RotarySpec {
-        /// Cosines and sines for the batch's positions, each `[width, 1, dim]` or `[tokens, 1, dim]`.
+        /// Cosines and sines for the batch's positions, each `[width, 1, dim]`, `[batch, width, 1, dim]` or
+        /// `[tokens, 1, dim]`.
         pub(crate) fn tables(&self, layout: &Layout, kind: Kind) -> Vec<Tensor> {
             let frequencies = Tensor::from_slice(&self.frequencies).to_device(layout.device());
-            let angles = layout.positions().to_kind(Kind::Float).outer(&frequencies); // [w, dim / 2]
+            let angles = layout.positions().to_kind(Kind::Float).unsqueeze(-1) * frequencies; // [.., dim / 2]
             let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(-2); // [w, 1, dim]
             vec![angles.cos().to_kind(kind), angles.sin().to_kind(kind)]
         }

@@ -29,6 +29,12 @@ impl Family for Bert {
         "bert"
     }
 
+    fn tiny(&self) -> &'static str {
+        r#"{"model_type": "bert", "architectures": ["BertForSequenceClassification"], "hidden_size": 32,
+            "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 270,
+            "type_vocab_size": 2, "max_position_embeddings": 64, "num_labels": 3, "pad_token_id": 0}"#
+    }
+
     fn configure(&self, dir: &ModelDir, head: HeadKind, options: &HeadOptions) -> Result<Box<dyn BackboneConfig>> {
         let config = Config(dir.config());
         if let Some(kind) = config.text("position_embedding_type")?.filter(|kind| *kind != "absolute") {
@@ -41,7 +47,7 @@ impl Family for Bert {
         let (class, prefix) = match head {
             HeadKind::SequenceClassification => ("BertForSequenceClassification", "bert."),
             HeadKind::Embedding => ("BertModel", ""),
-            HeadKind::CausalLm => return Err(no_head("bert", head)),
+            other => return Err(no_head("bert", other)),
         };
         let (vocab, types, max_positions) =
             (config.size("vocab_size")?, config.size("type_vocab_size")?, config.size("max_position_embeddings")?);

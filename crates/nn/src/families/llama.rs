@@ -31,6 +31,12 @@ impl Family for Llama {
         "llama"
     }
 
+    fn tiny(&self) -> &'static str {
+        r#"{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 270,
+            "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}"#
+    }
+
     fn configure(&self, dir: &ModelDir, head: HeadKind, options: &HeadOptions) -> Result<Box<dyn BackboneConfig>> {
         let config = Config(dir.config());
         let sizes = Sizes::read(config)?;
@@ -38,6 +44,7 @@ impl Family for Llama {
             HeadKind::CausalLm => ("LlamaForCausalLM", "model."),
             HeadKind::SequenceClassification => ("LlamaForSequenceClassification", "model."),
             HeadKind::Embedding => ("LlamaModel", ""),
+            other => return Err(super::no_head("llama", other)),
         };
         let vocab = config.size("vocab_size")?;
         let mut b = Builder::default();
@@ -168,7 +175,7 @@ fn end(
             let out = b.fresh(new, |b| LinearSpec::head(b, "score", (sizes.hidden, num_labels), false, None));
             (HeadSpec::Classes { pooling: Pooling::Last, pooler: None, out }, false)
         }
-        HeadKind::Embedding => {
+        _ => {
             let (pooling, normalize) = embedding_options(dir, options)?;
             (HeadSpec::Vectors { pooling, normalize, idle: None }, normalize)
         }

@@ -10,6 +10,10 @@ pub trait Family: Sync {
     /// `model_type` in `config.json`.
     fn name(&self) -> &'static str;
 
+    /// A tiny `config.json` of the family, for tests and examples: two blocks, widths of 32 to 64, a vocabulary of at
+    /// most 300.
+    fn tiny(&self) -> &'static str;
+
     /// Reads the configuration of a folder.
     ///
     /// # Errors
@@ -67,19 +71,24 @@ pub fn configure(dir: &ModelDir, options: &HeadOptions) -> Result<Box<dyn Backbo
 
 /// The head of a class of transformers, by its name.
 fn head_of(class: &str) -> HeadKind {
-    if class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel") {
-        HeadKind::CausalLm
-    } else if class.ends_with("ForSequenceClassification") {
-        HeadKind::SequenceClassification
-    } else {
-        HeadKind::Embedding
-    }
+    const ENDINGS: [(&str, HeadKind); 8] = [
+        ("ForCausalLM", HeadKind::CausalLm),
+        ("LMHeadModel", HeadKind::CausalLm),
+        ("ForSequenceClassification", HeadKind::SequenceClassification),
+        ("ForTokenClassification", HeadKind::TokenClassification),
+        ("ForMaskedLM", HeadKind::MaskedLm),
+        ("ForConditionalGeneration", HeadKind::Seq2SeqLm),
+        ("ForImageClassification", HeadKind::ImageClassification),
+        ("ForAudioClassification", HeadKind::AudioClassification),
+    ];
+    let found = ENDINGS.iter().find(|(ending, _)| class.ends_with(ending)).map(|(_, head)| *head);
+    found.unwrap_or(if class == "CLIPModel" { HeadKind::Contrastive } else { HeadKind::Embedding })
 }
 
 /// The error for a head that a family does not have.
 fn no_head(family: &str, head: HeadKind) -> pleach_base::Error {
     code::MODEL_CONFIG
-        .error(format!("family {family} has no head for {}", head.task_type()))
+        .error(format!("family {family} has no head for {}", head.name()))
         .hint("choose another spec.data.task or another model")
 }
 

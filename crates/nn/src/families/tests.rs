@@ -42,5 +42,5 @@ fn a_field_that_is_missing_or_wrong_is_named() {
 #[test]
 fn a_head_that_the_family_lacks_is_refused() {
     let error = refuse(&bert(), Some(HeadKind::CausalLm));
-    assert_eq!(error.message(), "family bert has no head for CAUSAL_LM");
+    assert_eq!(error.message(), "family bert has no head for causal language modelling");
 }

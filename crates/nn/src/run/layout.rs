@@ -28,6 +28,8 @@ pub struct Layout {
     form: Form,
     lengths: Vec<usize>,
     samples: Vec<u64>,
+    /// Position of each sequence's first token; empty when all begin at 0.
+    shift: Vec<usize>,
     /// Number of the first sequence in the batch that this is a part of.
     start: usize,
     device: Device,
@@ -79,7 +81,19 @@ impl Layout {
     fn new(form: Form, lengths: Vec<usize>, samples: Vec<u64>, device: Device) -> Self {
         assert_eq!(lengths.len(), samples.len(), "one sample id a sequence");
         let (positions, key_mask, buckets) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
-        Self { form, lengths, samples, start: 0, device, positions, key_mask, buckets }
+        Self { form, lengths, samples, shift: Vec::new(), start: 0, device, positions, key_mask, buckets }
+    }
+
+    /// The same sequences with positions that begin at `shift[i]`: behind that many virtual tokens in front of the keys.
+    ///
+    /// # Panics
+    /// When there is not one number a sequence: a defect of the caller.
+    #[must_use]
+    pub fn shifted(mut self, shift: Vec<usize>) -> Self {
+        assert_eq!(shift.len(), self.sequences(), "one shift a sequence");
+        self.shift = if shift.iter().all(|by| *by == 0) { Vec::new() } else { shift };
+        self.positions = OnceCell::new();
+        self
     }
 
     /// The form.
@@ -171,6 +185,7 @@ impl Layout {
             Form::Padded { width } => Self::new(Form::Padded { width: *width }, lengths, samples, self.device),
             Form::Packed { .. } => Self::packed(lengths, samples, self.device),
         };
+        part.shift = self.shift.get(rows.clone()).unwrap_or_default().to_vec();
         part.start = self.start + rows.start;
         part
     }
@@ -200,12 +215,29 @@ impl Layout {
         self.start..self.start + self.sequences()
     }
 
-    /// Position of every token in its sequence: `[width]` or `[tokens]`, int64.
+    /// Position of every token in its sequence: `[width]`, `[batch, width]` where sequences begin at different
+    /// positions, or `[tokens]`; int64.
     pub fn positions(&self) -> &Tensor {
         self.positions.get_or_init(|| match &self.form {
-            Form::Padded { width } => Tensor::arange(*width as i64, (Kind::Int64, self.device)),
+            Form::Padded { width } => {
+                let plain = Tensor::arange(*width as i64, (Kind::Int64, self.device));
+                match self.shift.as_slice() {
+                    [] => plain,
+                    [first, rest @ ..] if rest.iter().all(|by| by == first) => plain + *first as i64,
+                    shift => {
+                        let shift: Vec<i64> = shift.iter().map(|by| *by as i64).collect();
+                        plain.unsqueeze(0) + Tensor::from_slice(&shift).to_device(self.device).unsqueeze(1)
+                    }
+                }
+            }
             Form::Packed { .. } => {
-                let all: Vec<i64> = self.lengths.iter().flat_map(|length| 0..*length as i64).collect();
+                let first = |sequence: usize| self.shift.get(sequence).copied().unwrap_or(0) as i64;
+                let all: Vec<i64> = self
+                    .lengths
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(sequence, length)| first(sequence)..first(sequence) + *length as i64)
+                    .collect();
                 Tensor::from_slice(&all).to_device(self.device)
             }
         })
@@ -220,7 +252,8 @@ impl Layout {
             }
             let lengths: Vec<i64> = self.lengths.iter().map(|length| *length as i64).collect();
             let lengths = Tensor::from_slice(&lengths).to_device(self.device).unsqueeze(1); // [b, 1]
-            Some(self.positions().unsqueeze(0).lt_tensor(&lengths)) // [b, w]
+            let index = Tensor::arange(*width as i64, (Kind::Int64, self.device));
+            Some(index.unsqueeze(0).lt_tensor(&lengths)) // [b, w]
         });
         mask.as_ref()
     }

@@ -182,12 +182,8 @@ impl Config {
             InitWeights::Flag(false) => (uniform(site.dims.input), uniform(r)),
             InitWeights::Named(_) => (Init::Normal { std: 1.0 / r as f32 }, Init::Zeros),
         };
-        let tensor = |part: &'static str, shape: [usize; 2], init| PlannedTensor {
-            name: format!("base_model.model.{}.{part}.weight", site.path),
-            site: site.id,
-            part,
-            shape: shape.to_vec(),
-            init,
+        let tensor = |part: &'static str, shape: [usize; 2], init| {
+            PlannedTensor::trained(format!("base_model.model.{}.{part}.weight", site.path), site.id, part, shape, init)
         };
         Ok([tensor("lora_A", [r, site.dims.input], a), tensor("lora_B", [site.dims.output, r], b)])
     }
@@ -207,13 +203,8 @@ impl AdapterConfig for Config {
     }
 
     #[cfg(feature = "torch")]
-    fn hooks(
-        &self,
-        plan: &Plan,
-        params: &pleach_nn::ParamTree,
-        key: pleach_base::rng::Key,
-    ) -> Result<std::collections::BTreeMap<pleach_nn::SiteId, Box<dyn super::SiteMethod>>> {
-        run::hooks(self, plan, params, key)
+    fn hooks(&self, parts: &super::Parts<'_>) -> Result<super::Hooks> {
+        run::hooks(self, parts)
     }
 }
 

@@ -1,16 +1,12 @@
 //! LoRA at one site.
 
-use std::collections::BTreeMap;
-
-use pleach_base::rng::Key;
-use pleach_base::{Result, code};
-use pleach_nn::{OpWeights, ParamTree, Site, SiteCx, SiteHook, SiteId};
+use pleach_base::Result;
+use pleach_nn::{OpWeights, Site, SiteCx, SiteHook, SiteId};
 use tch::Tensor;
 
 use super::Config;
-use crate::adapter::SiteMethod;
 use crate::adapter::common::{Dropout, linear_delta};
-use crate::plan::Plan;
+use crate::adapter::{Hooks, Parts, SiteMethod};
 
 struct Lora {
     a: Tensor, // [r, in]
@@ -19,30 +15,18 @@ struct Lora {
     dropout: Dropout,
 }
 
-pub(super) fn hooks(
-    config: &Config,
-    plan: &Plan,
-    params: &ParamTree,
-    key: Key,
-) -> Result<BTreeMap<SiteId, Box<dyn SiteMethod>>> {
+pub(super) fn hooks(config: &Config, parts: &Parts<'_>) -> Result<Hooks> {
     let hook = |id: &SiteId| {
-        let part = |part| {
-            let planned = plan.part(*id, part);
-            let leaf = planned.and_then(|tensor| Some((tensor.name.as_str(), params.get(&tensor.name)?)));
-            leaf.ok_or_else(|| code::INTERNAL.error(format!("site {} has no {part}", id.0)))
-        };
-        let ((name, a), (_, b)) = (part("lora_A")?, part("lora_B")?);
-        let path = name.strip_prefix("base_model.model.").and_then(|rest| rest.strip_suffix(".lora_A.weight"));
-        let path = path.unwrap_or(name);
+        let path = &parts.site(*id).path;
         let hook = Lora {
-            a: a.shallow_clone(),
-            b: b.shallow_clone(),
+            a: parts.part(*id, "lora_A")?.shallow_clone(),
+            b: parts.part(*id, "lora_B")?.shallow_clone(),
             scaling: config.scaling(path)?,
-            dropout: Dropout::new(config.lora_dropout, key, "lora_dropout", path),
+            dropout: Dropout::new(config.lora_dropout, parts.key, "lora_dropout", path),
         };
         Ok((*id, Box::new(hook) as Box<dyn SiteMethod>))
     };
-    plan.sites.iter().map(hook).collect()
+    parts.plan.sites.iter().map(hook).collect()
 }
 
 impl SiteHook for Lora {
