@@ -13,6 +13,9 @@ pub trait Method: std::marker::Sync {
     /// What it is.
     fn card(&self) -> &'static Card;
 
+    /// Options that make sense on a tiny model, as JSON: what the conformance tests run.
+    fn example(&self) -> &'static str;
+
     /// JSON schema of its options.
     fn schema(&self) -> Schema;
 

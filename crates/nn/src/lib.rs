@@ -16,7 +16,7 @@ mod site;
 mod target;
 
 pub use backbone::{BackboneConfig, HeadKind, HeadOptions, Init, ModelInfo, Pooling, Precision, TensorInfo};
-pub use families::{Family, configure, families, open};
+pub use families::{Family, configure, families, open, write_drawn, write_tiny};
 pub use model::{Entry, ModelDir, TensorFile};
 pub use site::{Dims, Heads, Part, Role, Site, SiteId, SiteWeight, Sites, WeightLayout};
 pub use target::{Indices, Modules, Patterns, Target};

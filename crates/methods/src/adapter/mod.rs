@@ -41,6 +41,9 @@ pub trait Options: AdapterConfig + DeserializeOwned + JsonSchema + 'static {
     /// Options of PEFT's that this build does not have.
     const LATER: &'static [Later] = &[];
 
+    /// Options for tests on tiny models, as JSON, where the defaults do not do.
+    const EXAMPLE: &'static str = "{}";
+
     /// The options of an adapter that is read from a file rather than made new.
     #[must_use]
     fn imported(self) -> Self {
@@ -181,6 +184,10 @@ const ABOUT: &[&str] = &[
 impl<C: Options> Method for Typed<C> {
     fn card(&self) -> &'static Card {
         C::CARD
+    }
+
+    fn example(&self) -> &'static str {
+        C::EXAMPLE
     }
 
     fn schema(&self) -> Schema {

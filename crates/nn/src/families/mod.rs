@@ -92,5 +92,9 @@ fn no_head(family: &str, head: HeadKind) -> pleach_base::Error {
         .hint("choose another spec.data.task or another model")
 }
 
+mod tiny;
+
+pub use tiny::{write_drawn, write_tiny};
+
 #[cfg(test)]
 mod tests;
