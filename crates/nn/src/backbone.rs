@@ -6,6 +6,7 @@ use pleach_base::rng::Key;
 use pleach_base::{Result, code};
 
 use crate::model::{Entry, ModelDir};
+use crate::reads::Reads;
 #[cfg(feature = "torch")]
 use crate::run::Backbone;
 use crate::site::Sites;
@@ -166,7 +167,7 @@ pub struct ModelInfo {
     pub hidden_size: usize,
     /// Rows of the token table: ids must be below.
     pub vocab_size: usize,
-    /// Blocks.
+    /// Blocks: those of the first stack, then those of the second.
     pub num_blocks: usize,
     /// Longest sequence.
     pub max_positions: usize,
@@ -176,6 +177,10 @@ pub struct ModelInfo {
     pub normalized: bool,
     /// The padding token, if the configuration names one.
     pub pad_token: Option<u32>,
+    /// Its inputs and their layouts.
+    pub reads: Reads,
+    /// Parts of tensor names that files write otherwise than the class, `(class, file)`, where the two differ.
+    pub renames: &'static [(&'static str, &'static str)],
 }
 
 /// A configured backbone.
@@ -214,7 +219,7 @@ pub trait BackboneConfig: fmt::Debug + Send + Sync {
 /// A tensor's entry in the folder, under its own name or as files of the bare model or of another class name it;
 /// `None` when there is none and the tensor can be made anew.
 pub(crate) fn locate<'d>(info: &ModelInfo, tensor: &TensorInfo, dir: &'d ModelDir) -> Result<Option<Entry<'d>>> {
-    let found = spellings(&tensor.name, info.base_prefix).into_iter().find_map(|name| dir.get(&name));
+    let found = spellings(&tensor.name, info).into_iter().find_map(|name| dir.get(&name));
     let Some(entry) = found else {
         if tensor.fresh.is_some() {
             return Ok(None);
@@ -234,12 +239,19 @@ pub(crate) fn locate<'d>(info: &ModelInfo, tensor: &TensorInfo, dir: &'d ModelDi
 }
 
 /// The names that files use for one tensor, most likely first.
-fn spellings(name: &str, prefix: &str) -> Vec<String> {
+fn spellings(name: &str, info: &ModelInfo) -> Vec<String> {
+    let prefix = info.base_prefix;
     let other = match name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.')) {
         Some(bare) => bare.to_owned(),
         None => format!("{prefix}.{name}"),
     };
     let mut names = vec![name.to_owned(), other];
+    if !info.renames.is_empty() {
+        let renamed =
+            |name: &String| info.renames.iter().fold(name.clone(), |name, (ours, file)| name.replace(ours, file));
+        let old: Vec<_> = names.iter().map(renamed).collect();
+        names.extend(old);
+    }
     // Normalisations of the oldest files.
     for i in 0..2 {
         if let Some(start) = names[i].strip_suffix("LayerNorm.weight") {

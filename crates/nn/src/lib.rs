@@ -10,6 +10,7 @@ mod backbone;
 mod blocks;
 mod families;
 mod model;
+mod reads;
 #[cfg(feature = "torch")]
 mod run;
 mod site;
@@ -18,11 +19,12 @@ mod target;
 pub use backbone::{BackboneConfig, HeadKind, HeadOptions, Init, ModelInfo, Pooling, Precision, TensorInfo};
 pub use families::{Family, configure, families, open, write_drawn, write_tiny};
 pub use model::{Entry, ModelDir, TensorFile};
+pub use reads::{Reads, ShiftIds, Source};
 pub use site::{Dims, Heads, Part, Role, Site, SiteId, SiteWeight, Sites, WeightLayout};
 pub use target::{Indices, Modules, Patterns, Target};
 
 #[cfg(feature = "torch")]
 pub use run::{
-    Backbone, BaseOp, Form, Forward, Group, HookSet, Inputs, Layout, NoHooks, OpWeights, Output, ParamTree, Replaced,
-    SiteCx, SiteHook, State, TensorBytes, Weights, draw, tensor_from_entry, to_le_bytes,
+    Backbone, BaseOp, Form, Forward, Group, HookSet, Inputs, Layout, NoHooks, OpWeights, Output, Pair, ParamTree,
+    Replaced, SiteCx, SiteHook, State, TensorBytes, Weights, draw, tensor_from_entry, to_le_bytes,
 };

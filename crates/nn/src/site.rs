@@ -18,10 +18,11 @@ pub enum Role {
     Head,
     /// A normalisation: `[x]` to `[y]`.
     Norm,
-    /// A convolution: `[x]` to `[y]`.
+    /// A convolution: `[x]` `[batch, channels, ..]` to `[y]`, one row a sequence in both forms.
     Conv,
     /// The core of attention: `[q, k, v]`, each `[batch, width, heads, dim]` and rotated already, to
-    /// `[context]` of the same shape as `q`. `k` and `v` may be given longer, with the same number of virtual tokens
+    /// `[context]` of the same shape as `q`. In attention on an encoder's output, `k` and `v` have the encoder's width
+    /// and lie in its layout. `k` and `v` may be given longer, with the same number of virtual tokens
     /// in front of every sequence; every token sees those.
     AttnKv,
     /// The softmax of attention: `[scores]` `[batch, heads, width, keys]`, masked, to `[weights]`. A hook here makes
@@ -96,6 +97,8 @@ pub enum WeightLayout {
     OutIn,
     /// `[input, output]`, as of `Conv1D`.
     InOut,
+    /// `[output, input, window..]`, of a convolution.
+    Conv,
     /// A vector or a table.
     Plain,
 }
@@ -123,7 +126,8 @@ pub struct Site {
     pub role: Role,
     /// What it is for.
     pub part: Part,
-    /// The block it belongs to.
+    /// The block that runs it, counted through both stacks of a model that has two: a decoder's first block runs the
+    /// decoder's embedding and what ends the encoder.
     pub block: Option<u32>,
     /// Sizes.
     pub dims: Dims,

@@ -51,12 +51,18 @@ impl Builder {
 
     /// A module with a weight, its tensors and its site.
     pub(crate) fn module(&mut self, module: Module<'_>) -> SiteId {
+        self.windowed(module, &[])
+    }
+
+    /// A module whose weight has more axes: the window of a convolution.
+    pub(crate) fn windowed(&mut self, module: Module<'_>, window: &[usize]) -> SiteId {
         let Module { path, role, part, dims, layout, bias, tied } = module;
         let shape = match layout {
             WeightLayout::OutIn => vec![dims.output, dims.input],
             WeightLayout::InOut => vec![dims.input, dims.output],
             WeightLayout::Plain if role == Role::Embed => vec![dims.input, dims.output],
             WeightLayout::Plain => vec![dims.output],
+            WeightLayout::Conv => [vec![dims.output, dims.input], window.to_vec()].concat(),
         };
         let name = tied.map_or_else(|| format!("{path}.weight"), str::to_owned);
         let bias = bias.then(|| format!("{path}.bias"));
@@ -83,6 +89,11 @@ impl Builder {
     ) -> SiteId {
         let (block, runs) = (self.block, !self.idle);
         self.sites.push(Site { id: SiteId(0), path, role, part, block, dims, weight, bias, runs })
+    }
+
+    /// A tensor that is no module's weight.
+    pub(crate) fn parameter(&mut self, name: &str, shape: &[usize]) {
+        self.tensor(name, shape.to_vec(), self.fresh);
     }
 
     fn tensor(&mut self, name: &str, shape: Vec<usize>, fresh: Option<Init>) {

@@ -57,7 +57,7 @@ mod imp {
                 let OpWeights { weight, bias } = own.unwrap_or(&self.weights);
                 let weight = match layout {
                     WeightLayout::InOut => weight.tr(),
-                    WeightLayout::OutIn | WeightLayout::Plain => weight.shallow_clone(),
+                    WeightLayout::OutIn | WeightLayout::Conv | WeightLayout::Plain => weight.shallow_clone(),
                 };
                 vec![x[0].linear(&weight, bias.as_ref())]
             })

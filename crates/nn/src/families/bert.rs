@@ -10,6 +10,7 @@ use crate::blocks::{
     NormSpec, Order, embedding_options, layer,
 };
 use crate::model::{Config, ModelDir, bad};
+use crate::reads::Reads;
 use crate::site::{Heads, Part};
 
 pub(super) static FAMILY: Bert = Bert;
@@ -78,6 +79,8 @@ impl Family for Bert {
             causal: false,
             normalized,
             pad_token: config.pad_token(),
+            reads: Reads::TEXT,
+            renames: &[],
         };
         Ok(Box::new(Blueprint {
             info,

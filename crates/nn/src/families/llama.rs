@@ -10,6 +10,7 @@ use crate::blocks::{
     NormSpec, Order, RotarySpec, embedding_options, layer,
 };
 use crate::model::{Config, ModelDir, bad};
+use crate::reads::Reads;
 use crate::site::{Heads, Part};
 
 pub(super) static FAMILY: Llama = Llama;
@@ -69,6 +70,8 @@ impl Family for Llama {
             causal: true,
             normalized,
             pad_token: config.pad_token(),
+            reads: Reads::TEXT,
+            renames: &[],
         };
         Ok(Box::new(Blueprint {
             info,

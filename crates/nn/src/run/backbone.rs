@@ -7,8 +7,9 @@ use super::{Forward, OpWeights};
 use crate::backbone::BackboneConfig;
 use crate::site::SiteId;
 
-/// A batch as named tensors: `input_ids`, `token_type_ids` (optional). `[batch, width]` in the padded layout,
-/// `[tokens]` in the packed one; int64, on the backbone's device. Lengths are the [`super::Layout`]'s.
+/// A batch as named tensors, on the backbone's device: those of [`crate::Reads`], and `token_type_ids` where the family
+/// has them. Ids are int64, `[batch, width]` in the padded layout, `[tokens]` in the packed one; `decoder_input_ids` lie
+/// in the second layout. Images and spectrograms are `[batch, ..]` in both forms. Lengths are the [`super::Layout`]s'.
 #[derive(Debug, Default)]
 pub struct Inputs(pub IndexMap<String, Tensor>);
 
@@ -38,9 +39,10 @@ impl Inputs {
 pub struct State {
     /// `[batch, width, hidden]` or `[tokens, hidden]`.
     pub hidden: Tensor,
-    /// The other tensors through which gradients flow, such as an encoder's output in its decoder.
+    /// The other tensors through which gradients may flow, such as an encoder's output in its decoder. Their number
+    /// changes from block to block, and a block need not use all of them.
     pub carry: Vec<Tensor>,
-    /// Tables without gradient, such as the rotation angles of the batch's positions.
+    /// Tables without gradient, such as the rotation angles of the batch's positions or the second stack's input.
     pub tables: Vec<Tensor>,
 }
 
@@ -61,19 +63,37 @@ impl State {
 /// What a model gives.
 #[derive(Debug)]
 pub enum Output {
-    /// Logits over the vocabulary, `[batch, width, vocab]` or `[tokens, vocab]`.
+    /// Logits over the vocabulary or over classes for every token, `[batch, width, n]` or `[tokens, n]`; the decoder's
+    /// tokens where there is one.
     Tokens(Tensor),
     /// Logits over classes, `[batch, classes]`.
     Classes(Tensor),
     /// One vector a sequence, `[batch, hidden]`.
     Vectors(Tensor),
+    /// Two towers that are compared.
+    Pair(Pair),
+}
+
+/// Texts and images of a contrastive model, vectors of length one. The loss of transformers is the mean of
+/// `cross_entropy(logits_per_image, 0..batch)` and the same of its transpose.
+#[derive(Debug)]
+pub struct Pair {
+    /// Texts, `[batch, width]`, float32.
+    pub text: Tensor,
+    /// Images, `[batch, width]`, float32.
+    pub image: Tensor,
+    /// What similarities are multiplied with, `[]`, float32.
+    pub scale: Tensor,
+    /// Scaled similarities, `[images, texts]`; `logits_per_text` is the transpose.
+    pub logits_per_image: Tensor,
 }
 
 impl Output {
-    /// The tensor, whatever it means.
+    /// The tensor, whatever it means: what transformers calls `logits`, or `logits_per_image`.
     pub fn tensor(&self) -> &Tensor {
         match self {
             Self::Tokens(tensor) | Self::Classes(tensor) | Self::Vectors(tensor) => tensor,
+            Self::Pair(pair) => &pair.logits_per_image,
         }
     }
 }
@@ -89,10 +109,11 @@ pub trait Backbone: Send {
     /// Where its tensors are.
     fn device(&self) -> tch::Device;
 
-    /// From token ids to the first block's input.
+    /// From the inputs to the first block's input. The second stack's input waits in [`State::tables`] and is embedded
+    /// by that stack's first block.
     fn embed(&self, cx: &Forward<'_>, inputs: &Inputs) -> State;
 
-    /// Block `index`.
+    /// Block `index`: those of the first stack, then those of the second.
     fn block(&self, index: usize, cx: &Forward<'_>, state: State) -> State;
 
     /// What stands between the last block and the head, such as a last normalisation.

@@ -11,8 +11,11 @@ use crate::site::{SiteId, Sites};
 pub struct Forward<'a> {
     /// The backbone's sites.
     pub sites: &'a Sites,
-    /// The batch.
+    /// The batch: the sequences of the only or first stack.
     pub layout: &'a Layout,
+    /// The same sequences in the second stack, such as the decoder's (see [`crate::Reads`]). Within that stack the two
+    /// change places, so that [`Forward::layout`] is always the layout of the tensors at hand.
+    pub second: Option<&'a Layout>,
     /// The adapters in it.
     pub groups: &'a [Group<'a>],
     /// Training: dropout and other noise of the adapters are on. The frozen model itself never drops anything.
@@ -33,10 +36,25 @@ impl<'a> Forward<'a> {
     /// A pass for evaluation.
     #[must_use]
     pub fn eval(sites: &'a Sites, layout: &'a Layout, groups: &'a [Group<'a>]) -> Self {
-        Self { sites, layout, groups, train: false, step: 0, pass: 0 }
+        Self { sites, layout, second: None, groups, train: false, step: 0, pass: 0 }
     }
 
-    /// Refuses groups that overlap, are out of order or reach beyond the batch.
+    /// The same pass with the layout of the second stack.
+    #[must_use]
+    pub fn beside(self, second: Option<&'a Layout>) -> Self {
+        Self { second, ..self }
+    }
+
+    /// The pass as the other stack sees it.
+    ///
+    /// # Panics
+    /// When the model has a second stack and the pass no layout for it: a defect of the caller.
+    pub(crate) fn across(&self) -> Self {
+        let second = self.second.expect("a model with two stacks needs a layout for each");
+        Self { layout: second, second: Some(self.layout), ..*self }
+    }
+
+    /// Refuses groups that overlap, are out of order or reach beyond the batch, and layouts of different batches.
     ///
     /// # Panics
     /// When they do: a defect of the caller.
@@ -50,7 +68,11 @@ impl<'a> Forward<'a> {
             );
             next = rows.end;
         }
-        assert!(next <= self.layout.sequences(), "a group ends at row {next} of {}", self.layout.sequences());
+        let sequences = self.layout.sequences();
+        assert!(next <= sequences, "a group ends at row {next} of {sequences}");
+        if let Some(second) = self.second {
+            assert_eq!(second.sequences(), sequences, "both layouts have the same sequences");
+        }
     }
 
     /// The first block at which any group acts: blocks before it need no gradient. `num_blocks` when none does;
@@ -81,6 +103,18 @@ impl<'a> Forward<'a> {
     /// Runs a site: the base operation once for all rows whose hooks only add to it, then each group's hook on its own
     /// rows; groups whose hooks change the operation run it for themselves.
     pub(crate) fn at(&self, site: SiteId, x: Vec<Tensor>, weights: Option<&OpWeights>, op: &Op<'_>) -> Vec<Tensor> {
+        self.at_keys(site, x, self.layout, weights, op)
+    }
+
+    /// [`Forward::at`] where all inputs but the first lie as `keys` says: attention, whose keys may be another stack's.
+    pub(crate) fn at_keys(
+        &self,
+        site: SiteId,
+        x: Vec<Tensor>,
+        keys: &Layout,
+        weights: Option<&OpWeights>,
+        op: &Op<'_>,
+    ) -> Vec<Tensor> {
         if !self.is_active(site) {
             return op(self.layout, &x, None);
         }
@@ -89,26 +123,24 @@ impl<'a> Forward<'a> {
         let shared = if own { None } else { Some(op(self.layout, &x, None)) };
         if let (Some(y), [run]) = (&shared, runs.as_slice()) {
             let y = y.iter().map(Tensor::shallow_clone).collect();
-            return self.finish(site, self.layout, run.hook, &x, y);
+            return finish(&self.cx(site, self.layout, keys), run.hook, &x, y);
         }
         let pieces: Vec<_> = runs
             .iter()
             .map(|run| {
                 let layout = self.layout.rows(run.rows.clone());
-                let cut = |list: &[Tensor]| -> Vec<_> {
-                    list.iter().map(|t| self.layout.narrow(t, run.rows.clone())).collect()
-                };
-                let x = cut(&x);
+                let other = (!std::ptr::eq(keys, self.layout)).then(|| keys.rows(run.rows.clone()));
+                let cx = self.cx(site, &layout, other.as_ref().unwrap_or(&layout));
+                let cut = |from: &Layout, t: &Tensor| from.narrow(t, run.rows.clone());
+                let x: Vec<_> =
+                    x.iter().enumerate().map(|(i, t)| cut(if i == 0 { self.layout } else { keys }, t)).collect();
                 match (run.hook, &shared) {
                     (Some(hook), None) if !hook.shares_base() => {
                         let base = BaseOp { layout: &layout, weights, op };
-                        hook.around(&self.cx(site, &layout), x, &base)
+                        hook.around(&cx, x, &base)
                     }
-                    (hook, Some(y)) => self.finish(site, &layout, hook, &x, cut(y)),
-                    (hook, None) => {
-                        let y = op(&layout, &x, None);
-                        self.finish(site, &layout, hook, &x, y)
-                    }
+                    (hook, Some(y)) => finish(&cx, hook, &x, y.iter().map(|t| cut(self.layout, t)).collect()),
+                    (hook, None) => finish(&cx, hook, &x, op(&layout, &x, None)),
                 }
             })
             .collect();
@@ -141,26 +173,12 @@ impl<'a> Forward<'a> {
         op: &Op<'_>,
     ) -> Tensor {
         let base = BaseOp { layout, weights: None, op };
-        let cx = self.cx(site, layout);
+        let cx = self.cx(site, layout, layout);
         one(if hook.shares_base() { hook.after(&cx, &x, op(layout, &x, None)) } else { hook.around(&cx, x, &base) })
     }
 
-    fn finish(
-        &self,
-        site: SiteId,
-        layout: &Layout,
-        hook: Option<&dyn SiteHook>,
-        x: &[Tensor],
-        y: Vec<Tensor>,
-    ) -> Vec<Tensor> {
-        match hook {
-            Some(hook) => hook.after(&self.cx(site, layout), x, y),
-            None => y,
-        }
-    }
-
-    fn cx<'s>(&'s self, site: SiteId, layout: &'s Layout) -> SiteCx<'s> {
-        SiteCx { site: &self.sites[site], layout, train: self.train, step: self.step, pass: self.pass }
+    fn cx<'s>(&'s self, site: SiteId, layout: &'s Layout, keys: &'s Layout) -> SiteCx<'s> {
+        SiteCx { site: &self.sites[site], layout, keys, train: self.train, step: self.step, pass: self.pass }
     }
 
     /// All rows in order, cut where hooks change; neighbours without a hook are one run.
@@ -190,6 +208,14 @@ pub(crate) fn one(list: Vec<Tensor>) -> Tensor {
     let mut list = list;
     assert_eq!(list.len(), 1, "a site of this role has one output");
     list.remove(0)
+}
+
+/// Lets the hook, if there is one, see the result.
+fn finish(cx: &SiteCx<'_>, hook: Option<&dyn SiteHook>, x: &[Tensor], y: Vec<Tensor>) -> Vec<Tensor> {
+    match hook {
+        Some(hook) => hook.after(cx, x, y),
+        None => y,
+    }
 }
 
 /// Puts the runs' outputs together again, output by output.

@@ -61,6 +61,9 @@ pub struct SiteCx<'a> {
     pub site: &'a Site,
     /// The group's rows.
     pub layout: &'a Layout,
+    /// At [`crate::Role::AttnKv`], how keys and values lie: the encoder's layout of the same sequences in attention on
+    /// an encoder's output, else `layout`.
+    pub keys: &'a Layout,
     /// Training: dropout and other noise are on.
     pub train: bool,
     /// Optimiser steps done, the key of per-step draws.

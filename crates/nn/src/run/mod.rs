@@ -9,7 +9,7 @@ mod layout;
 mod params;
 mod weights;
 
-pub use backbone::{Backbone, Inputs, Output, State};
+pub use backbone::{Backbone, Inputs, Output, Pair, State};
 pub use bytes::{TensorBytes, tensor_from_entry, to_le_bytes};
 pub use draw::draw;
 pub use forward::Forward;

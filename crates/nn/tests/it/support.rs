@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use pleach_nn::{
-    Backbone, BackboneConfig, BaseOp, Forward, Group, HeadKind, HeadOptions, HookSet, Inputs, Layout, ModelDir, Output,
+    Backbone, BackboneConfig, BaseOp, Forward, Group, HeadKind, HeadOptions, HookSet, Inputs, Layout, ModelDir,
     Precision, SiteCx, SiteHook, SiteId, TensorFile, configure, tensor_from_entry,
 };
 use tch::{Device, Kind, Tensor};
@@ -59,9 +59,7 @@ pub(crate) fn batch(lengths: &[usize]) -> Batch {
 
 pub(crate) fn run(model: &Model, (layout, inputs): &(Layout, Inputs), groups: &[Group<'_>]) -> Tensor {
     let cx = Forward::eval(model.config.sites(), layout, groups);
-    match model.backbone.forward(&cx, inputs) {
-        Output::Tokens(tensor) | Output::Classes(tensor) | Output::Vectors(tensor) => tensor,
-    }
+    model.backbone.forward(&cx, inputs).tensor().shallow_clone()
 }
 
 /// The rows of real tokens, in order, whatever the layout.

@@ -35,6 +35,7 @@ pub fn forward(model: &dyn Backbone, hooks: &dyn HookSet, input: &PassInput, mod
     let cx = Forward {
         sites: model.config().sites(),
         layout: &input.layout,
+        second: None,
         groups: &groups,
         train: mode.train,
         step: mode.step,
