@@ -52,6 +52,7 @@ mod imp {
 
     use super::{LayerSpec, Order};
     use crate::blocks::attention::Attention;
+    use crate::blocks::core::Given;
     use crate::blocks::mlp::Mlp;
     use crate::blocks::norm::Norm;
     use crate::run::{Forward, Layout, OpWeights, State, Weights};
@@ -81,8 +82,9 @@ mod imp {
         pub(crate) fn run(&self, cx: &Forward<'_>, state: State) -> State {
             let State { hidden, carry, tables } = state;
             let x = same(cx, self.spec.input, hidden);
-            let x = self
-                .part(cx, &x, self.spec.attention_out, &self.attention_norm, &|x| self.attention.run(cx, x, &tables));
+            let x = self.part(cx, &x, self.spec.attention_out, &self.attention_norm, &|x| {
+                self.attention.run(cx, x, Given { rotary: &tables, ..Given::default() })
+            });
             let x = self.part(cx, &x, self.spec.mlp_out, &self.mlp_norm, &|x| self.mlp.run(cx, x));
             State { hidden: same(cx, self.spec.output, x), carry, tables }
         }
