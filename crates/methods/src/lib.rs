@@ -23,4 +23,4 @@ pub use plan::{Keep, Plan, PlannedTensor};
 pub use registry::{Method, find, kinds, methods, schemas};
 
 #[cfg(feature = "torch")]
-pub use adapter::{Adapter, Hooks, Parts, SiteMethod};
+pub use adapter::{Adapter, Hooks, Parts, Room, SiteMethod};

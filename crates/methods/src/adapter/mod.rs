@@ -4,6 +4,9 @@
 #[cfg(feature = "torch")]
 mod built;
 pub mod common;
+mod prompting;
+#[cfg(feature = "torch")]
+mod room;
 pub(crate) mod saved;
 
 use std::fmt::Debug;
@@ -17,6 +20,8 @@ use serde_json::{Map, Value};
 
 #[cfg(feature = "torch")]
 pub use built::{Adapter, Hooks, Parts, SiteMethod};
+#[cfg(feature = "torch")]
+pub use room::Room;
 
 use crate::card::Card;
 use crate::options::{Later, typed, under};
@@ -31,7 +36,7 @@ macro_rules! registry {
     };
 }
 
-registry! { lora }
+registry! { ln_tuning, lora, prefix, prompt }
 
 /// The options of one method, typed: what its file implements.
 pub trait Options: AdapterConfig + DeserializeOwned + JsonSchema + 'static {

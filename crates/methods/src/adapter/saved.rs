@@ -29,6 +29,18 @@ pub(crate) fn names(asked: Option<&[String]>, model: &dyn BackboneConfig) -> Vec
 /// # Errors
 /// `TARGET_NOTHING` when a name that the user gave matches no module.
 pub(crate) fn plan(asked: Option<&[String]>, model: &dyn BackboneConfig) -> Result<(Vec<SiteId>, Vec<PlannedTensor>)> {
+    plan_under("base_model.model", asked, model)
+}
+
+/// The same for methods whose files name the model otherwise.
+///
+/// # Errors
+/// As [`plan`].
+pub(crate) fn plan_under(
+    prefix: &str,
+    asked: Option<&[String]>,
+    model: &dyn BackboneConfig,
+) -> Result<(Vec<SiteId>, Vec<PlannedTensor>)> {
     let sites = model.sites();
     for name in asked.unwrap_or_default().iter().filter(|name| !CLASSIFIERS.contains(&name.as_str())) {
         if sites.saved_whole(std::slice::from_ref(name)).is_empty() {
@@ -45,7 +57,7 @@ pub(crate) fn plan(asked: Option<&[String]>, model: &dyn BackboneConfig) -> Resu
         let site = &sites[*id];
         let Some(weight) = &site.weight else { continue };
         let mut add = |part: &'static str, shape: Vec<usize>| {
-            let name = format!("base_model.model.{}.{part}", site.path);
+            let name = format!("{prefix}.{}.{part}", site.path);
             tensors.push(PlannedTensor::trained(name, *id, part, shape, Init::Base));
         };
         add("weight", weight.shape.clone());
@@ -86,7 +98,8 @@ mod imp {
 
     impl SiteMethod for Saved {
         fn merged(&self, _: &Site, _: &OpWeights) -> Option<OpWeights> {
-            Some(self.0.shallow_clone())
+            let detached = |tensor: &Tensor| tensor.detach();
+            Some(OpWeights { weight: detached(&self.0.weight), bias: self.0.bias.as_ref().map(detached) })
         }
     }
 }

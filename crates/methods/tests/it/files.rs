@@ -19,6 +19,12 @@ fn read(path: &Path) -> Map<String, Value> {
 #[case("llama-lora")]
 #[case("llama-lora-qv-rslora")]
 #[case("bert-lora")]
+#[case("norm-bert")]
+#[case("norm-llama")]
+#[case("prefix-bert")]
+#[case("prefix-llama")]
+#[case("prompt-bert")]
+#[case("prompt-llama")]
 fn the_configuration_written_is_the_one_that_peft_wrote(#[case] name: &str) {
     let model = model(name, Precision::Fp32);
     let path = case(name).join("adapter");

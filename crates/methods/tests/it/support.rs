@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pleach_base::rng::Key;
-use pleach_methods::{Adapter, AdapterConfig, MethodKind, find, import};
+use pleach_methods::{Adapter, AdapterConfig, MethodKind, Room, find, import};
 use pleach_nn::{
     Backbone, BackboneConfig, Forward, Group, HeadOptions, Inputs, Layout, ModelDir, Precision, TensorFile, configure,
     tensor_from_entry,
@@ -78,6 +78,13 @@ impl Batch {
             },
             None => Self { layout: Layout::packed(lengths, samples, Device::Cpu), inputs: Inputs::ids(ids) },
         }
+    }
+
+    /// The same batch with room for an adapter's virtual tokens.
+    pub(crate) fn room(&self, config: &dyn AdapterConfig) -> Self {
+        let room = Room::same(&self.layout, config.virtual_tokens());
+        let inputs = room.inputs(&self.inputs, &["input_ids"]);
+        Self { inputs, layout: room.into_layout() }
     }
 
     pub(crate) fn rows(&self, rows: std::ops::Range<usize>) -> Self {
