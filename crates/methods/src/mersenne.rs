@@ -55,6 +55,13 @@ impl Mersenne {
         y ^ (y >> 18)
     }
 
+    /// Leaves out the next draws.
+    pub(crate) fn skip(&mut self, count: u64) {
+        for _ in 0..count {
+            self.next_u32();
+        }
+    }
+
     /// `torch.empty(count).uniform_(low, high)` in float32.
     pub(crate) fn uniform(&mut self, count: usize, low: f32, high: f32) -> Vec<f32> {
         let draw = |bits: u32| (bits & 0x00ff_ffff) as f32 * (1.0 / 16_777_216.0) * (high - low) + low;
