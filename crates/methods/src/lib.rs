@@ -9,7 +9,6 @@ mod card;
 mod explain;
 mod import;
 mod job;
-mod mersenne;
 mod options;
 mod plan;
 mod registry;

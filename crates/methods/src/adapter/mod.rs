@@ -36,15 +36,7 @@ macro_rules! registry {
     };
 }
 
-registry! {
-    ia3,
-    ln_tuning,
-    loha,
-    lora,
-    prefix,
-    prompt,
-    vera,
-}
+registry! { ln_tuning, lora, prefix, prompt }
 
 /// The options of one method, typed: what its file implements.
 pub trait Options: AdapterConfig + DeserializeOwned + JsonSchema + 'static {

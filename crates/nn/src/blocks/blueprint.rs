@@ -1,6 +1,6 @@
 //! A backbone whose tokens go through one stack of blocks: what most families are.
 
-use super::{EmbedSpec, HeadSpec, LayerSpec, NormSpec, RotarySpec};
+use super::{EmbedSpec, HeadSpec, LayerSpec, NormSpec, PositionSpec, RotarySpec};
 use crate::backbone::{BackboneConfig, ModelInfo, TensorInfo};
 use crate::site::Sites;
 
@@ -10,14 +10,28 @@ pub(crate) struct Blueprint {
     pub(crate) info: ModelInfo,
     pub(crate) sites: Sites,
     pub(crate) tensors: Vec<TensorInfo>,
+    pub(crate) trunk: Trunk,
+    pub(crate) head: HeadSpec,
+}
+
+/// A stack without its head.
+#[derive(Clone, Debug)]
+pub(crate) struct Trunk {
     pub(crate) tokens: EmbedSpec,
     pub(crate) types: Option<EmbedSpec>,
-    pub(crate) positions: Option<EmbedSpec>,
+    pub(crate) positions: Option<PositionSpec>,
     pub(crate) embed_norm: Option<NormSpec>,
     pub(crate) rotary: Option<RotarySpec>,
     pub(crate) layers: Vec<LayerSpec>,
     pub(crate) last_norm: Option<NormSpec>,
-    pub(crate) head: HeadSpec,
+}
+
+impl Trunk {
+    /// Tokens alone, no blocks.
+    pub(crate) fn new(tokens: EmbedSpec) -> Self {
+        let (types, positions, embed_norm, rotary) = (None, None, None, None);
+        Self { tokens, types, positions, embed_norm, rotary, layers: Vec::new(), last_norm: None }
+    }
 }
 
 impl BackboneConfig for Blueprint {
@@ -53,7 +67,7 @@ mod imp {
 
     use super::Blueprint;
     use crate::backbone::{BackboneConfig, Precision};
-    use crate::blocks::embedding::Embed;
+    use crate::blocks::embedding::{Embed, Positions};
     use crate::blocks::head::Head;
     use crate::blocks::layer::Layer;
     use crate::blocks::norm::Norm;
@@ -68,7 +82,7 @@ mod imp {
         kind: Kind,
         tokens: Embed,
         types: Option<Embed>,
-        positions: Option<Embed>,
+        positions: Option<Positions>,
         embed_norm: Option<Norm>,
         layers: Vec<Layer>,
         last_norm: Option<Norm>,
@@ -82,16 +96,16 @@ mod imp {
             let (config, sites) = (config.clone(), &config.sites);
             let weights = Weights::new(&config.info, &config.tensors, dir, device, precision);
             let norm = |spec: Option<_>| spec.map(|spec| Norm::load(spec, sites, &weights)).transpose();
-            let table = |spec: Option<_>| spec.map(|spec| Embed::load(spec, sites, &weights)).transpose();
+            let trunk = &config.trunk;
             let mut stack = Self {
                 device,
                 kind: precision.kind(),
-                tokens: Embed::load(config.tokens, sites, &weights)?,
-                types: table(config.types)?,
-                positions: table(config.positions)?,
-                embed_norm: norm(config.embed_norm)?,
-                layers: config.layers.iter().map(|spec| Layer::load(spec, sites, &weights)).collect::<Result<_>>()?,
-                last_norm: norm(config.last_norm)?,
+                tokens: Embed::load(trunk.tokens, sites, &weights)?,
+                types: trunk.types.map(|spec| Embed::load(spec, sites, &weights)).transpose()?,
+                positions: trunk.positions.map(|spec| Positions::load(spec, sites, &weights)).transpose()?,
+                embed_norm: norm(trunk.embed_norm)?,
+                layers: trunk.layers.iter().map(|spec| Layer::load(spec, sites, &weights)).collect::<Result<_>>()?,
+                last_norm: norm(trunk.last_norm)?,
                 head: Head::load(&config.head, sites, &weights)?,
                 weights: BTreeMap::new(),
                 config,
@@ -105,8 +119,11 @@ mod imp {
         }
 
         fn visit<'a>(&'a self, see: &mut dyn FnMut(SiteId, &'a OpWeights)) {
-            for table in [Some(&self.tokens), self.types.as_ref(), self.positions.as_ref()].into_iter().flatten() {
+            for table in self.types.iter().chain([&self.tokens]) {
                 table.visit(see);
+            }
+            if let Some(positions) = &self.positions {
+                positions.visit(see);
             }
             for norm in self.embed_norm.iter().chain(&self.last_norm) {
                 norm.visit(see);
@@ -141,12 +158,12 @@ mod imp {
                 hidden += types.run(cx, &inputs.get("token_type_ids").map_or_else(zeros, Tensor::shallow_clone));
             }
             if let Some(positions) = &self.positions {
-                hidden += positions.run(cx, &cx.layout.positions().expand_as(ids));
+                hidden += positions.run(cx, ids);
             }
             if let Some(norm) = &self.embed_norm {
                 hidden = norm.run(cx, &hidden);
             }
-            let tables = self.config.rotary.as_ref().map(|rotary| rotary.tables(cx.layout, self.kind));
+            let tables = self.config.trunk.rotary.as_ref().map(|rotary| rotary.tables(cx.layout, self.kind));
             State { hidden, carry: Vec::new(), tables: tables.unwrap_or_default() }
         }
 

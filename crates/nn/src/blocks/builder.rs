@@ -22,9 +22,20 @@ pub(crate) struct Module<'a> {
     pub(crate) part: Part,
     pub(crate) dims: Dims,
     pub(crate) layout: WeightLayout,
+    /// The tensor of the weight where that is not `path.weight`, such as the one it is tied to.
+    pub(crate) weight: Option<&'a str>,
     pub(crate) bias: bool,
-    /// The tensor that the weight is tied to.
-    pub(crate) tied: Option<&'a str>,
+    /// The tensor of the bias where that is not `path.bias`.
+    pub(crate) bias_name: Option<&'a str>,
+    /// How many such weights lie one behind the other in one tensor.
+    pub(crate) stacked: Option<usize>,
+}
+
+impl Module<'_> {
+    /// A module with a weight of its own and no bias.
+    pub(crate) fn new(path: impl Into<String>, role: Role, part: Part, dims: Dims, layout: WeightLayout) -> Self {
+        Self { path: path.into(), role, part, dims, layout, weight: None, bias: false, bias_name: None, stacked: None }
+    }
 }
 
 impl Builder {
@@ -33,12 +44,9 @@ impl Builder {
         self.block = block;
     }
 
-    /// What `describe` adds exists but is never run.
-    pub(crate) fn idle<T>(&mut self, idle: bool, describe: impl FnOnce(&mut Self) -> T) -> T {
-        let before = std::mem::replace(&mut self.idle, idle);
-        let result = describe(self);
-        self.idle = before;
-        result
+    /// From now on modules exist but are never run, or are; returns what was so before.
+    pub(crate) fn set_idle(&mut self, idle: bool) -> bool {
+        std::mem::replace(&mut self.idle, idle)
     }
 
     /// Weights that `describe` adds may be missing from the files and then begin like this, biases at zero.
@@ -56,16 +64,17 @@ impl Builder {
 
     /// A module whose weight has more axes: the window of a convolution.
     pub(crate) fn windowed(&mut self, module: Module<'_>, window: &[usize]) -> SiteId {
-        let Module { path, role, part, dims, layout, bias, tied } = module;
-        let shape = match layout {
+        let Module { path, role, part, dims, layout, weight, bias, bias_name, stacked } = module;
+        let mut shape = match layout {
             WeightLayout::OutIn => vec![dims.output, dims.input],
             WeightLayout::InOut => vec![dims.input, dims.output],
             WeightLayout::Plain if role == Role::Embed => vec![dims.input, dims.output],
             WeightLayout::Plain => vec![dims.output],
             WeightLayout::Conv => [vec![dims.output, dims.input], window.to_vec()].concat(),
         };
-        let name = tied.map_or_else(|| format!("{path}.weight"), str::to_owned);
-        let bias = bias.then(|| format!("{path}.bias"));
+        shape.splice(0..0, stacked);
+        let name = weight.map_or_else(|| format!("{path}.weight"), str::to_owned);
+        let bias = bias.then(|| bias_name.map_or_else(|| format!("{path}.bias"), str::to_owned));
         self.tensor(&name, shape.clone(), self.fresh);
         if let Some(bias) = &bias {
             self.tensor(bias, vec![dims.output], self.fresh.map(|_| Init::Zeros));

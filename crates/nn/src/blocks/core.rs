@@ -5,24 +5,53 @@ use super::Distances;
 use super::builder::{Builder, heads};
 use crate::site::{Heads, Part, Role, SiteId};
 
-/// Attention without its projections.
+/// What attention does between its projections.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct CoreSpec {
-    pub(crate) kv: SiteId,
-    pub(crate) scores: SiteId,
+pub(crate) struct Core {
     pub(crate) heads: Heads,
     pub(crate) causal: bool,
     pub(crate) scale: f64,
+    /// How many tokens a token sees, itself among them.
+    pub(crate) window: Option<usize>,
+    /// Scores `s` become `cap tanh(s / cap)`.
+    pub(crate) cap: Option<f64>,
     /// What a bias by distance, where one is given, means.
     pub(crate) distances: Option<Distances>,
 }
 
-impl CoreSpec {
+impl Core {
+    /// Every token sees all tokens, or all before it and itself.
+    pub(crate) fn new(heads: Heads, causal: bool) -> Self {
+        let scale = 1.0 / (heads.dim as f64).sqrt();
+        Self { heads, causal, scale, window: None, cap: None, distances: None }
+    }
+
+    /// Widths of queries and of keys.
+    pub(crate) fn widths(&self) -> (usize, usize) {
+        (self.heads.query * self.heads.dim, self.heads.kv * self.heads.dim)
+    }
+
     /// The places of the attention module at `path`.
-    pub(crate) fn new(b: &mut Builder, path: &str, shape: Heads, causal: bool) -> Self {
-        let kv = b.place(format!("{path}@kv"), Role::AttnKv, Part::Attention, heads(shape));
-        let scores = b.place(format!("{path}@scores"), Role::AttnScores, Part::Attention, heads(shape));
-        Self { kv, scores, heads: shape, causal, scale: 1.0 / (shape.dim as f64).sqrt(), distances: None }
+    pub(crate) fn at(self, b: &mut Builder, path: &str) -> CoreSpec {
+        let kv = b.place(format!("{path}@kv"), Role::AttnKv, Part::Attention, heads(self.heads));
+        let scores = b.place(format!("{path}@scores"), Role::AttnScores, Part::Attention, heads(self.heads));
+        CoreSpec { kv, scores, core: self }
+    }
+}
+
+/// Attention without its projections, in its place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CoreSpec {
+    pub(crate) kv: SiteId,
+    pub(crate) scores: SiteId,
+    core: Core,
+}
+
+impl std::ops::Deref for CoreSpec {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        &self.core
     }
 }
 
@@ -127,6 +156,10 @@ mod imp {
         /// One group's rows.
         fn part(&self, cx: &Forward<'_>, sides: Sides<'_>, rows: &Rows, hook: Option<&dyn SiteHook>) -> Tensor {
             on_padded(sides, rows, &|sides, rows| match hook {
+                // The kernel knows no cap.
+                None if self.cap.is_some() => {
+                    self.open(sides, rows, |scores| softmax_op(sides.layout, &scores, None).remove(0))
+                }
                 None => self.fused(sides, rows),
                 Some(hook) => {
                     self.open(sides, rows, |scores| cx.hooked(self.scores, sides.layout, hook, scores, &softmax_op))
@@ -140,7 +173,8 @@ mod imp {
             let (width, seen) = (q.size()[2], k.size()[2]);
             let bias = self.bias(rows, width, seen);
             // With real tokens in front, a causal mask alone hides padding from every real token.
-            let causal = self.causal && width == seen && bias.is_none();
+            let near = self.window.is_none_or(|window| window as i64 >= width);
+            let causal = self.causal && width == seen && near && bias.is_none();
             let mask = if causal { None } else { self.mask(sides.keys, width, seen) };
             let mask = match (bias, mask) {
                 (Some(bias), Some(mask)) => Some(bias.masked_fill(&mask.logical_not(), f64::NEG_INFINITY)),
@@ -154,6 +188,9 @@ mod imp {
             let (q, k, v) = (rows.q.transpose(1, 2), self.spread(&rows.k), self.spread(&rows.v)); // [n, h, w, d]
             let (width, seen) = (q.size()[2], k.size()[2]);
             let mut scores = q.matmul(&k.transpose(2, 3)) * self.scale; // [n, h, w, seen]
+            if let Some(cap) = self.cap {
+                scores = (scores / cap).tanh() * cap;
+            }
             if let Some(bias) = self.bias(rows, width, seen) {
                 scores += bias;
             }
@@ -185,7 +222,12 @@ mod imp {
         fn mask(&self, keys: &Layout, width: i64, seen: i64) -> Option<Tensor> {
             let bools = (Kind::Bool, keys.device());
             if self.causal {
-                return Some(Tensor::ones([width, seen], bools).tril(seen - width));
+                let before = Tensor::ones([width, seen], bools).tril(seen - width);
+                // Virtual tokens count as tokens: the window leaves them behind as it does others.
+                return Some(match self.window {
+                    Some(window) => before.triu(seen - width + 1 - window as i64),
+                    None => before,
+                });
             }
             let real = keys.real()?.unsqueeze(1).unsqueeze(1); // [n, 1, 1, w]
             let front = Tensor::ones([real.size()[0], 1, 1, seen - real.size()[3]], bools);

@@ -1,7 +1,7 @@
 //! A transformer block: attention and feed-forward part, each with its normalisation and residual sum.
 
 use super::builder::{Builder, same};
-use super::{AttentionSpec, MlpSpec, NormSpec};
+use super::{AttentionSpec, MlpSpec, NormShape, NormSpec};
 use crate::site::{Part, Role, SiteId};
 
 /// Where normalisations stand.
@@ -11,6 +11,19 @@ pub(crate) enum Order {
     Pre,
     /// After each sum: `norm(x + part(x))`.
     Post,
+    /// Before both parts, which see the same input: `x + attention(norm(x)) + mlp(norm(x))`.
+    Parallel,
+}
+
+/// One part of a block with what stands around it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HalfSpec<T> {
+    pub(crate) part: T,
+    pub(crate) norm: NormSpec,
+    /// A second normalisation, of the part's result.
+    pub(crate) after: Option<NormSpec>,
+    /// The place of the residual sum.
+    pub(crate) out: SiteId,
 }
 
 /// A transformer block.
@@ -18,28 +31,68 @@ pub(crate) enum Order {
 pub(crate) struct LayerSpec {
     pub(crate) order: Order,
     pub(crate) input: SiteId,
-    pub(crate) attention: AttentionSpec,
-    pub(crate) attention_out: SiteId,
-    pub(crate) attention_norm: NormSpec,
-    pub(crate) mlp: MlpSpec,
-    pub(crate) mlp_out: SiteId,
-    pub(crate) mlp_norm: NormSpec,
+    pub(crate) attention: HalfSpec<AttentionSpec>,
+    pub(crate) mlp: HalfSpec<MlpSpec>,
     pub(crate) output: SiteId,
 }
 
-/// The place before block `path`.
-pub(crate) fn input(b: &mut Builder, path: &str, width: usize) -> SiteId {
-    b.place(format!("{path}@in"), Role::BlockIn, Part::Other, same(width))
+/// What a family says of its blocks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Frame<'a> {
+    /// Path of the block.
+    pub(crate) path: &'a str,
+    /// Its number.
+    pub(crate) number: u32,
+    pub(crate) order: Order,
+    pub(crate) norm: NormShape,
 }
 
-/// The place after block `path`.
-pub(crate) fn output(b: &mut Builder, path: &str, width: usize) -> SiteId {
-    b.place(format!("{path}@out"), Role::BlockOut, Part::Other, same(width))
+/// Names of a part's modules below the block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HalfNames<'a> {
+    /// The module that the place of the residual sum is named after.
+    pub(crate) module: &'a str,
+    /// The normalisation.
+    pub(crate) norm: &'a str,
+    /// The normalisation of the part's result.
+    pub(crate) after: Option<&'a str>,
 }
 
-/// The place of the residual sum behind a part of a block.
-pub(crate) fn sublayer(b: &mut Builder, path: &str, part: Part, width: usize) -> SiteId {
-    b.place(format!("{path}@sublayer"), Role::SublayerOut, part, same(width))
+impl Frame<'_> {
+    /// Describes the block; `attention` and `mlp` describe its parts.
+    pub(crate) fn layer(
+        &self,
+        b: &mut Builder,
+        names: [HalfNames<'_>; 2],
+        attention: impl FnOnce(&mut Builder) -> AttentionSpec,
+        mlp: impl FnOnce(&mut Builder) -> MlpSpec,
+    ) -> LayerSpec {
+        b.enter(Some(self.number));
+        let input = b.place(format!("{}@in", self.path), Role::BlockIn, Part::Other, same(self.norm.width));
+        let attention = self.half(b, names[0], Part::Attention, attention);
+        let mlp = self.half(b, names[1], Part::FeedForward, mlp);
+        let output = b.place(format!("{}@out", self.path), Role::BlockOut, Part::Other, same(self.norm.width));
+        LayerSpec { order: self.order, input, attention, mlp, output }
+    }
+
+    /// Describes one part, its modules in the order in which they run.
+    pub(crate) fn half<T>(
+        &self,
+        b: &mut Builder,
+        names: HalfNames<'_>,
+        part: Part,
+        describe: impl FnOnce(&mut Builder) -> T,
+    ) -> HalfSpec<T> {
+        let Self { path, norm: shape, .. } = *self;
+        let norm = |b: &mut Builder, name: &str| shape.at(b, format!("{path}.{name}"));
+        let early = (self.order != Order::Post).then(|| norm(b, names.norm));
+        let inner = describe(b);
+        let after = names.after.map(|name| norm(b, name));
+        let place = format!("{path}.{}@sublayer", names.module);
+        let out = b.place(place, Role::SublayerOut, part, same(shape.width));
+        let norm = early.unwrap_or_else(|| norm(b, names.norm));
+        HalfSpec { part: inner, norm, after, out }
+    }
 }
 
 #[cfg(feature = "torch")]
@@ -50,7 +103,7 @@ mod imp {
     use pleach_base::Result;
     use tch::Tensor;
 
-    use super::{LayerSpec, Order};
+    use super::{HalfSpec, LayerSpec, Order};
     use crate::blocks::attention::Attention;
     use crate::blocks::core::Given;
     use crate::blocks::mlp::Mlp;
@@ -62,57 +115,83 @@ mod imp {
     #[derive(Debug)]
     pub(crate) struct Layer {
         spec: LayerSpec,
-        attention: Attention,
-        attention_norm: Norm,
-        mlp: Mlp,
-        mlp_norm: Norm,
+        attention: Half<Attention>,
+        mlp: Half<Mlp>,
+    }
+
+    /// A loaded part.
+    #[derive(Debug)]
+    pub(crate) struct Half<T> {
+        pub(crate) part: T,
+        norm: Norm,
+        after: Option<Norm>,
+        out: SiteId,
+    }
+
+    impl<T> Half<T> {
+        pub(crate) fn load<S>(
+            spec: &HalfSpec<S>,
+            sites: &Sites,
+            weights: &Weights<'_>,
+            part: impl FnOnce(&S, &Sites, &Weights<'_>) -> Result<T>,
+        ) -> Result<Self> {
+            let norm = |spec| Norm::load(spec, sites, weights);
+            let (part, after) = (part(&spec.part, sites, weights)?, spec.after.map(norm).transpose()?);
+            Ok(Self { part, norm: norm(spec.norm)?, after, out: spec.out })
+        }
+
+        /// The part with its normalisations and its residual sum. `residual` differs from `x` where parts are parallel.
+        pub(crate) fn run(
+            &self,
+            cx: &Forward<'_>,
+            order: Order,
+            (x, residual): (&Tensor, &Tensor),
+            part: impl FnOnce(&T, &Tensor) -> Tensor,
+        ) -> Tensor {
+            let early = if order == Order::Post { x.shallow_clone() } else { self.norm.run(cx, x) };
+            let mut y = part(&self.part, &early);
+            if let Some(after) = &self.after {
+                y = after.run(cx, &y);
+            }
+            add(cx, self.out, y, residual, (order == Order::Post).then_some(&self.norm))
+        }
+
+        pub(crate) fn norms(&self) -> impl Iterator<Item = &Norm> {
+            self.after.iter().chain([&self.norm])
+        }
     }
 
     impl Layer {
         pub(crate) fn load(spec: &LayerSpec, sites: &Sites, weights: &Weights<'_>) -> Result<Self> {
             Ok(Self {
                 spec: *spec,
-                attention: Attention::load(&spec.attention, sites, weights)?,
-                attention_norm: Norm::load(spec.attention_norm, sites, weights)?,
-                mlp: Mlp::load(&spec.mlp, sites, weights)?,
-                mlp_norm: Norm::load(spec.mlp_norm, sites, weights)?,
+                attention: Half::load(&spec.attention, sites, weights, Attention::load)?,
+                mlp: Half::load(&spec.mlp, sites, weights, Mlp::load)?,
             })
         }
 
         pub(crate) fn run(&self, cx: &Forward<'_>, state: State) -> State {
             let State { hidden, carry, tables } = state;
-            let x = same(cx, self.spec.input, hidden);
-            let x = self.part(cx, &x, self.spec.attention_out, &self.attention_norm, &|x| {
-                self.attention.run(cx, x, Given { rotary: &tables, ..Given::default() })
-            });
-            let x = self.part(cx, &x, self.spec.mlp_out, &self.mlp_norm, &|x| self.mlp.run(cx, x));
-            State { hidden: same(cx, self.spec.output, x), carry, tables }
-        }
-
-        fn part(
-            &self,
-            cx: &Forward<'_>,
-            x: &Tensor,
-            site: SiteId,
-            norm: &Norm,
-            run: &dyn Fn(&Tensor) -> Tensor,
-        ) -> Tensor {
-            match self.spec.order {
-                Order::Pre => add(cx, site, run(&norm.run(cx, x)), x, None),
-                Order::Post => add(cx, site, run(x), x, Some(norm)),
-            }
+            let order = self.spec.order;
+            let x = same_place(cx, self.spec.input, hidden);
+            let given = Given { rotary: &tables, ..Given::default() };
+            let middle = self.attention.run(cx, order, (&x, &x), |part, x| part.run(cx, x, given));
+            let seen = if order == Order::Parallel { &x } else { &middle };
+            let y = self.mlp.run(cx, order, (seen, &middle), |part, x| part.run(cx, x));
+            State { hidden: same_place(cx, self.spec.output, y), carry, tables }
         }
 
         pub(crate) fn visit<'a>(&'a self, see: &mut dyn FnMut(SiteId, &'a OpWeights)) {
-            self.attention.visit(see);
-            self.attention_norm.visit(see);
-            self.mlp.visit(see);
-            self.mlp_norm.visit(see);
+            self.attention.part.visit(see);
+            self.mlp.part.visit(see);
+            for norm in self.attention.norms().chain(self.mlp.norms()) {
+                norm.visit(see);
+            }
         }
     }
 
     /// A place where the model itself does nothing.
-    fn same(cx: &Forward<'_>, site: SiteId, x: Tensor) -> Tensor {
+    pub(crate) fn same_place(cx: &Forward<'_>, site: SiteId, x: Tensor) -> Tensor {
         cx.at_one(site, x, None, &|_, x, _| vec![x[0].shallow_clone()])
     }
 

@@ -14,15 +14,26 @@ impl LinearSpec {
     /// A linear map within the model.
     pub(crate) fn new(b: &mut Builder, path: String, part: Part, input: usize, output: usize, bias: bool) -> Self {
         let dims = Dims { input, output, heads: None };
-        let layout = WeightLayout::OutIn;
-        Self { site: b.module(Module { path, role: Role::Linear, part, dims, layout, bias, tied: None }), layout }
+        Self::of(b, Module { bias, ..Module::new(path, Role::Linear, part, dims, WeightLayout::OutIn) })
+    }
+
+    /// The same with the weight the other way round, as `Conv1D` stores it, and a bias.
+    pub(crate) fn conv1d(b: &mut Builder, path: String, part: Part, input: usize, output: usize) -> Self {
+        let dims = Dims { input, output, heads: None };
+        Self::of(b, Module { bias: true, ..Module::new(path, Role::Linear, part, dims, WeightLayout::InOut) })
     }
 
     /// A linear map that makes the output, with the weight of another module when `tied`.
     pub(crate) fn head(b: &mut Builder, path: &str, dims: (usize, usize), bias: bool, tied: Option<&str>) -> Self {
-        let (role, part, layout) = (Role::Head, Part::Other, WeightLayout::OutIn);
         let dims = Dims { input: dims.0, output: dims.1, heads: None };
-        Self { site: b.module(Module { path: path.to_owned(), role, part, dims, layout, bias, tied }), layout }
+        let module = Module::new(path, Role::Head, Part::Other, dims, WeightLayout::OutIn);
+        Self::of(b, Module { bias, weight: tied, ..module })
+    }
+
+    /// Any module that is an affine map.
+    pub(crate) fn of(b: &mut Builder, module: Module<'_>) -> Self {
+        let layout = module.layout;
+        Self { site: b.module(module), layout }
     }
 }
 

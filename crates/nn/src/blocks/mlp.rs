@@ -1,31 +1,41 @@
 //! The feed-forward part: `down(act(up(x)))`, or gated, `down(act(gate(x)) * up(x))`.
 
-use pleach_base::{Result, code, suggest};
+use pleach_base::{Result, suggest};
 
 use super::LinearSpec;
+use crate::model::{Config, bad};
 
 /// An activation, by its name in `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Activation {
     Gelu,
     GeluTanh,
+    QuickGelu,
     Relu,
     Silu,
+    Tanh,
 }
 
 impl Activation {
-    pub(crate) fn parse(name: &str) -> Result<Self> {
-        Ok(match name {
-            "gelu" => Self::Gelu,
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Self::GeluTanh,
-            "relu" => Self::Relu,
-            "silu" | "swish" => Self::Silu,
-            other => {
-                let known = ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"];
-                return Err(code::MODEL_CONFIG
-                    .error(format!("config.json: hidden_act `{other}` is not known"))
-                    .hint(suggest::did_you_mean(other, known)));
-            }
+    /// The activation that a field of `config.json` names.
+    pub(crate) fn read(config: Config<'_>, field: &str, default: &str) -> Result<Self> {
+        const KNOWN: [(&str, Activation); 10] = [
+            ("gelu", Activation::Gelu),
+            ("gelu_python", Activation::Gelu),
+            ("gelu_new", Activation::GeluTanh),
+            ("gelu_pytorch_tanh", Activation::GeluTanh),
+            ("gelu_fast", Activation::GeluTanh),
+            ("quick_gelu", Activation::QuickGelu),
+            ("relu", Activation::Relu),
+            ("silu", Activation::Silu),
+            ("swish", Activation::Silu),
+            ("tanh", Activation::Tanh),
+        ];
+        let name = config.text(field)?.unwrap_or(default);
+        let found = KNOWN.iter().find(|(known, _)| *known == name).map(|(_, activation)| *activation);
+        found.ok_or_else(|| {
+            bad(field, &format!("`{name}` is not known"))
+                .hint(suggest::did_you_mean(name, KNOWN.iter().map(|(known, _)| *known)))
         })
     }
 }
@@ -34,7 +44,9 @@ impl Activation {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MlpSpec {
     pub(crate) gate: Option<LinearSpec>,
+    /// Gate and first map one behind the other when `fused`.
     pub(crate) up: LinearSpec,
+    pub(crate) fused: bool,
     pub(crate) down: LinearSpec,
     pub(crate) activation: Activation,
 }
@@ -57,8 +69,10 @@ mod imp {
             match self {
                 Self::Gelu => x.gelu("none"),
                 Self::GeluTanh => x.gelu("tanh"),
+                Self::QuickGelu => x * (x * 1.702).sigmoid(),
                 Self::Relu => x.relu(),
                 Self::Silu => x.silu(),
+                Self::Tanh => x.tanh(),
             }
         }
     }
@@ -68,6 +82,7 @@ mod imp {
     pub(crate) struct Mlp {
         gate: Option<Linear>,
         up: Linear,
+        fused: bool,
         down: Linear,
         activation: Activation,
     }
@@ -76,13 +91,18 @@ mod imp {
         pub(crate) fn load(spec: &MlpSpec, sites: &Sites, weights: &Weights<'_>) -> Result<Self> {
             let load = |linear| Linear::load(linear, sites, weights);
             let gate = spec.gate.map(load).transpose()?;
-            Ok(Self { gate, up: load(spec.up)?, down: load(spec.down)?, activation: spec.activation })
+            let MlpSpec { up, fused, down, activation, .. } = *spec;
+            Ok(Self { gate, up: load(up)?, fused, down: load(down)?, activation })
         }
 
         /// `[.., width]` to the same shape.
         pub(crate) fn run(&self, cx: &Forward<'_>, x: &Tensor) -> Tensor {
             let inner = match &self.gate {
                 Some(gate) => self.activation.run(&gate.run(cx, x)) * self.up.run(cx, x),
+                None if self.fused => {
+                    let halves = self.up.run(cx, x).chunk(2, -1);
+                    self.activation.run(&halves[0]) * &halves[1]
+                }
                 None => self.activation.run(&self.up.run(cx, x)),
             };
             self.down.run(cx, &inner)

@@ -10,24 +10,31 @@ pub(crate) enum NormKind {
     Layer,
     /// Mean square one, scale.
     Rms,
+    /// Mean square one, scaled by one more than the weight.
+    RmsPlusOne,
+}
+
+/// A normalisation without a place: kind, width, epsilon.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NormShape {
+    pub(crate) kind: NormKind,
+    pub(crate) width: usize,
+    pub(crate) eps: f64,
+}
+
+impl NormShape {
+    /// The normalisation at `path`.
+    pub(crate) fn at(self, b: &mut Builder, path: impl Into<String>) -> NormSpec {
+        let module = Module::new(path, Role::Norm, Part::Other, same(self.width), WeightLayout::Plain);
+        NormSpec { site: b.module(Module { bias: self.kind == NormKind::Layer, ..module }), shape: self }
+    }
 }
 
 /// A normalisation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NormSpec {
     site: SiteId,
-    kind: NormKind,
-    eps: f64,
-    width: usize,
-}
-
-impl NormSpec {
-    pub(crate) fn new(b: &mut Builder, path: String, kind: NormKind, width: usize, eps: f64) -> Self {
-        let (role, part, layout) = (Role::Norm, Part::Other, WeightLayout::Plain);
-        let bias = kind == NormKind::Layer;
-        let site = b.module(Module { path, role, part, dims: same(width), layout, bias, tied: None });
-        Self { site, kind, eps, width }
-    }
+    shape: NormShape,
 }
 
 #[cfg(feature = "torch")]
@@ -38,7 +45,7 @@ mod imp {
     use pleach_base::Result;
     use tch::{Kind, Tensor};
 
-    use super::{NormKind, NormSpec};
+    use super::{NormKind, NormShape, NormSpec};
     use crate::run::{Forward, OpWeights, Weights};
     use crate::site::{SiteId, Sites};
 
@@ -58,15 +65,17 @@ mod imp {
         pub(crate) fn run(&self, cx: &Forward<'_>, x: &Tensor) -> Tensor {
             cx.at_one(self.spec.site, x.shallow_clone(), Some(&self.weights), &|_, x, own| {
                 let OpWeights { weight, bias } = own.unwrap_or(&self.weights);
-                let (x, eps) = (&x[0], self.spec.eps);
-                vec![match self.spec.kind {
-                    NormKind::Layer => x.layer_norm([self.spec.width as i64], Some(weight), bias.as_ref(), eps, true),
-                    NormKind::Rms => {
-                        // In float32, then back, then the scale: the order that decides the last bit in bfloat16.
-                        let wide = x.to_kind(Kind::Float);
-                        let square = wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float);
-                        weight * (wide * (square + eps).rsqrt()).to_kind(x.kind())
-                    }
+                let (x, NormShape { kind, width, eps }) = (&x[0], self.spec.shape);
+                if kind == NormKind::Layer {
+                    return vec![x.layer_norm([width as i64], Some(weight), bias.as_ref(), eps, true)];
+                }
+                let wide = x.to_kind(Kind::Float);
+                let square = wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float);
+                let unit = wide * (square + eps).rsqrt();
+                // In float32, then back, then the scale, or the other way round: the last bit in bfloat16 depends on it.
+                vec![match kind {
+                    NormKind::RmsPlusOne => (unit * (weight.to_kind(Kind::Float) + 1.0)).to_kind(x.kind()),
+                    _ => weight * unit.to_kind(x.kind()),
                 }]
             })
         }

@@ -29,7 +29,7 @@ macro_rules! registry {
     };
 }
 
-registry! { bert, llama }
+registry! { bert, gpt2, llama, qwen2 }
 
 /// All families, in order of names.
 #[must_use]
@@ -83,13 +83,6 @@ fn head_of(class: &str) -> HeadKind {
     ];
     let found = ENDINGS.iter().find(|(ending, _)| class.ends_with(ending)).map(|(_, head)| *head);
     found.unwrap_or(if class == "CLIPModel" { HeadKind::Contrastive } else { HeadKind::Embedding })
-}
-
-/// The error for a head that a family does not have.
-fn no_head(family: &str, head: HeadKind) -> pleach_base::Error {
-    code::MODEL_CONFIG
-        .error(format!("family {family} has no head for {}", head.name()))
-        .hint("choose another spec.data.task or another model")
 }
 
 mod tiny;

@@ -23,6 +23,28 @@ impl<'a> Config<'a> {
         number.map(Some).ok_or_else(|| bad(field, &format!("must be a positive number, not {value}")))
     }
 
+    /// A number that may be zero.
+    pub(crate) fn opt_count(&self, field: &str) -> Result<Option<usize>> {
+        let Some(value) = self.get(field) else { return Ok(None) };
+        let number = value.as_u64().and_then(|n| usize::try_from(n).ok());
+        number.map(Some).ok_or_else(|| bad(field, &format!("must be a number from 0, not {value}")))
+    }
+
+    /// Refuses a flag whose other value is not built.
+    pub(crate) fn only(&self, field: &str, built: bool) -> Result<()> {
+        if self.flag(field, built)? == built {
+            return Ok(());
+        }
+        Err(bad(field, &format!("must be {built}: the other is not built")))
+    }
+
+    /// A list of texts.
+    pub(crate) fn texts(&self, field: &str) -> Result<Option<Vec<&'a str>>> {
+        let Some(value) = self.get(field) else { return Ok(None) };
+        let list = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
+        list.map(Some).ok_or_else(|| bad(field, &format!("must be a list of texts, not {value}")))
+    }
+
     pub(crate) fn float(&self, field: &str, default: f64) -> Result<f64> {
         match self.get(field) {
             None => Ok(default),
