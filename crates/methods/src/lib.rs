@@ -9,6 +9,7 @@ mod card;
 mod explain;
 mod import;
 mod job;
+mod mersenne;
 mod options;
 mod plan;
 mod registry;

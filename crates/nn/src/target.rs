@@ -237,6 +237,11 @@ fn is_suffix(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))
 }
 
+/// The ends of a path from a dot on, the shortest first, the path itself last.
+fn ends(path: &str) -> impl Iterator<Item = &str> {
+    path.rmatch_indices('.').map(|(dot, _)| &path[dot + 1..]).chain([path])
+}
+
 fn whole(text: &str, field: &str) -> Result<Regex> {
     compile(&format!(r"\A(?:{text})\z"), text, field)
 }
@@ -265,26 +270,29 @@ impl Sites {
         self.iter().filter(|site| site.weight.is_some() && around(&site.path)).map(|site| site.id).collect()
     }
 
-    /// The shortest list of names that selects exactly these sites as `target_modules`: last parts of paths where they
-    /// suffice, whole paths where they would select too much.
+    /// The shortest list of names that selects exactly these sites as `target_modules`: for each site the shortest end
+    /// of its path, from a dot on, that no other module ends in.
     #[must_use]
     pub fn shortest_names(&self, chosen: &[SiteId]) -> Vec<String> {
         let chosen: BTreeSet<_> = chosen.iter().copied().collect();
-        let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
         let unwanted: BTreeSet<_> = self
             .iter()
             .filter(|site| site.is_module() && !chosen.contains(&site.id))
-            .map(|site| last(&site.path))
+            .flat_map(|site| ends(&site.path))
             .collect();
-        let names: BTreeSet<_> = chosen
-            .iter()
-            .map(|id| {
-                let path = &self[*id].path;
-                let short = last(path);
-                if unwanted.contains(&short) { path.clone() } else { short }
-            })
-            .collect();
-        names.into_iter().collect()
+        let shortest = |id: &SiteId| {
+            let path = self[*id].path.as_str();
+            ends(path).find(|end| !unwanted.contains(end)).unwrap_or(path).to_owned()
+        };
+        chosen.iter().map(shortest).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Whether an expression matches a whole path.
+    ///
+    /// # Errors
+    /// `METHOD_CONFIG` naming the `field` when it is not a regular expression.
+    pub fn whole_match(path: &str, text: &str, field: &str) -> Result<bool> {
+        Ok(whole(text, field)?.is_match(path).unwrap_or(false))
     }
 
     /// The value of the entry of `rank_pattern` or `alpha_pattern` that fits `path`: the first whose key, as a regular

@@ -36,7 +36,15 @@ macro_rules! registry {
     };
 }
 
-registry! { ln_tuning, lora, prefix, prompt }
+registry! {
+    ia3,
+    ln_tuning,
+    loha,
+    lora,
+    prefix,
+    prompt,
+    vera,
+}
 
 /// The options of one method, typed: what its file implements.
 pub trait Options: AdapterConfig + DeserializeOwned + JsonSchema + 'static {

@@ -45,8 +45,7 @@ fn exactly_the_planned_tensors_are_built_and_trained() {
         let plan = config.plan(&*model.config).unwrap();
         let built: Vec<_> = adapter.params().iter().map(|(name, leaf)| (name.to_owned(), leaf.size())).collect();
         let planned: Vec<_> = plan
-            .tensors
-            .iter()
+            .trained()
             .map(|tensor| (tensor.name.clone(), tensor.shape.iter().map(|n| *n as i64).collect::<Vec<_>>()))
             .collect();
         assert_eq!(built, planned, "{method}: names, shapes and order");
@@ -72,9 +71,13 @@ fn a_seed_gives_the_same_adapter_and_another_seed_another() {
         let config = parse(method, &json!({}));
         let digest = |seed| fresh(model, &config, Key::seed(seed).named("task")).params().digest();
         assert_eq!(digest(1), digest(1));
-        let copied = |init| matches!(init, Init::Zeros | Init::Ones | Init::Base);
-        let nothing_drawn = config.plan(&*model.config).unwrap().trained().all(|tensor| copied(tensor.init));
-        assert_eq!(digest(1) == digest(2), nothing_drawn, "{method}");
+        let plan = config.plan(&*model.config).unwrap();
+        let any = |wanted: fn(Init) -> bool| plan.trained().any(|tensor| wanted(tensor.init));
+        let drawn = any(|init| matches!(init, Init::Uniform { .. } | Init::Normal { .. }));
+        // What a method works out may depend on the key or not.
+        if drawn || !any(|init| init == Init::Derived) {
+            assert_eq!(digest(1) != digest(2), drawn, "{method}");
+        }
     });
 }
 
@@ -83,12 +86,12 @@ fn saved_and_loaded_it_is_the_same_to_the_bit() {
     each(|method, model| {
         let config = parse(method, &json!({}));
         let adapter = moved(model, &config, 5);
-        let restore = |(name, leaf): (&str, &Tensor)| {
-            let bytes = to_le_bytes(leaf);
+        let restore = |(name, tensor): (String, Tensor)| {
+            let bytes = to_le_bytes(&tensor);
             let shape: Vec<i64> = bytes.shape.iter().map(|n| *n as i64).collect();
-            (name.to_owned(), Tensor::from_data_size(&bytes.bytes, &shape, Kind::Float))
+            (name, Tensor::from_data_size(&bytes.bytes, &shape, Kind::Float))
         };
-        let values: BTreeMap<_, _> = adapter.params().iter().map(restore).collect();
+        let values: BTreeMap<_, _> = adapter.exported().unwrap().into_iter().map(restore).collect();
         let plan = Arc::new(adapter.plan().clone());
         let again = Adapter::build(Arc::clone(&config), plan, &*model.backbone, Key::seed(9), Some(&values)).unwrap();
         assert_eq!(again.params().digest(), adapter.params().digest());

@@ -25,6 +25,9 @@ fn read(path: &Path) -> Map<String, Value> {
 #[case("prefix-llama")]
 #[case("prompt-bert")]
 #[case("prompt-llama")]
+#[case("ia3-llama")]
+#[case("loha-bert")]
+#[case("vera-unsaved")]
 fn the_configuration_written_is_the_one_that_peft_wrote(#[case] name: &str) {
     let model = model(name, Precision::Fp32);
     let path = case(name).join("adapter");

@@ -3,19 +3,31 @@
 
 #![allow(unused_imports, dead_code, reason = "each helper serves the methods that need it")]
 
+#[cfg(feature = "torch")]
+mod added;
 mod check;
 #[cfg(feature = "torch")]
 mod dropout;
+mod lycoris;
 mod peft;
+mod planned;
 mod schema;
 mod targets;
 #[cfg(feature = "torch")]
 mod weights;
 
-pub(crate) use check::{positive, refuse, share};
+#[cfg(feature = "torch")]
+pub(crate) use added::{Added, Addition, at_sites};
+pub(crate) use check::{plain_linear, positive, positive_number, refuse, share};
 #[cfg(feature = "torch")]
 pub(crate) use dropout::{Dropout, keep_mask, whole_site};
-pub(crate) use peft::{PEFT_VERSION, number, peft_config};
+pub use lycoris::Lycoris;
+#[cfg(feature = "torch")]
+pub(crate) use lycoris::{Dropped, Product};
+pub(crate) use peft::{PEFT_VERSION, number, peft_config, without_exclude};
+#[cfg(feature = "torch")]
+pub(crate) use planned::sizes;
+pub(crate) use planned::{parameter, sample_job, shared_tensor, usual_init};
 pub(crate) use schema::{IndicesSchema, ModulesSchema};
 pub use targets::{Layers, Targets};
 pub(crate) use targets::{Selection, key_value, query_value};

@@ -52,6 +52,23 @@ pub(crate) fn peft_config<C: Options + Serialize>(
     fields
 }
 
+/// The fields of methods without `exclude_modules` in PEFT: where it is given, the modules are written by name.
+pub(crate) fn without_exclude<C: Options + Serialize>(
+    config: &C,
+    targets: &Targets,
+    model: &dyn BackboneConfig,
+    plan: &Plan,
+    export: &Export<'_>,
+) -> Map<String, Value> {
+    let named = match &targets.exclude_modules {
+        Some(_) => Targets { target_modules: None, ..targets.clone() },
+        None => targets.clone(),
+    };
+    let mut fields = peft_config(config, Some(&named), model, plan, export);
+    fields.shift_remove("exclude_modules");
+    fields
+}
+
 /// Whole numbers as PEFT's users write them.
 pub(crate) fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value != 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }

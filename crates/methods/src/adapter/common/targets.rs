@@ -67,15 +67,11 @@ impl Selection<'_> {
     pub(crate) fn sites(&self, model: &dyn BackboneConfig) -> Result<Vec<SiteId>> {
         let sites = model.sites();
         let saved = saved::names(self.targets.modules_to_save.as_deref(), model);
-        let usual = || {
-            let chosen: Vec<_> = sites.iter().filter(|site| (self.default)(site)).map(|site| site.id).collect();
-            Modules::List(sites.shortest_names(&chosen))
-        };
         let default;
         let modules = match &self.targets.target_modules {
             Some(modules) => modules,
             None => {
-                default = usual();
+                default = names_of(sites, self.default);
                 &default
             }
         };
@@ -116,6 +112,12 @@ impl Selection<'_> {
 }
 
 impl Targets {
+    /// The same with these modules where `target_modules` is left out: for defaults that depend on the family.
+    pub(crate) fn or_usual(&self, model: &dyn BackboneConfig, usual: impl Fn(&Site) -> bool) -> Self {
+        let modules = self.target_modules.clone().unwrap_or_else(|| names_of(model.sites(), usual));
+        Self { target_modules: Some(modules), ..self.clone() }
+    }
+
     /// The fields as PEFT's file has them. Targets that PEFT would have to work out (defaults, `all-linear`) are
     /// written as names.
     pub(super) fn resolve(&self, fields: &mut Map<String, Value>, model: &dyn BackboneConfig, plan: &Plan) {
@@ -128,6 +130,11 @@ impl Targets {
         fields.insert("target_modules".to_owned(), targets);
         fields.insert("modules_to_save".to_owned(), if saved.is_empty() { Value::Null } else { json!(saved) });
     }
+}
+
+fn names_of(sites: &Sites, chosen: impl Fn(&Site) -> bool) -> Modules {
+    let chosen: Vec<_> = sites.iter().filter(|site| chosen(site)).map(|site| site.id).collect();
+    Modules::List(sites.shortest_names(&chosen))
 }
 
 fn is_all_linear(modules: &Modules) -> bool {

@@ -1,0 +1,213 @@
+//! VeRA: `y = W x + b + lambda_b * (B (lambda_d * (A drop(x))))`, with one frozen random pair `A` `[r, in]`, `B` `[out, r]`
+//! for all modules and two trained vectors for each.
+//!
+//! The pair is as large as the largest module; others use its first columns and rows. PEFT draws it from PyTorch's
+//! generator, seeded with `projection_prng_key`, and so do we, so that `save_projection: false` means the same tensors.
+//! Sums and products are float32, the result is rounded to the base's precision.
+//!
+//! Kopiczko, Blankevoort, Asano, *VeRA: Vector-based Random Matrix Adaptation*, 2023.
+
+use pleach_base::{Result, code};
+use pleach_nn::{BackboneConfig, Init, Role, Site};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::common::{
+    Layers, Selection, Targets, parameter, positive, query_value, sample_job, without_exclude, share, shared_tensor,
+};
+use super::{AdapterConfig, Export, Options};
+use crate::card::{Card, Invalid, MethodKind, Status, Sync};
+use crate::options::Later;
+use crate::plan::{Plan, PlannedTensor};
+
+/// Options of VeRA.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(deny_unknown_fields)]
+pub struct Config {
+    /// Rank of the shared pair.
+    pub r: u32,
+    /// Modules.
+    #[serde(flatten)]
+    pub targets: Targets,
+    /// Blocks.
+    #[serde(flatten)]
+    pub layers: Layers,
+    /// Seed of the shared pair.
+    pub projection_prng_key: i64,
+    /// Save the shared pair with the adapter; it is drawn again from the seed otherwise.
+    pub save_projection: bool,
+    /// Share of inputs that are dropped in training.
+    pub vera_dropout: f64,
+    /// First value of `lambda_d`.
+    pub d_initial: f64,
+    /// Whether weights are stored input first. Known from the model; the value is not used.
+    pub fan_in_fan_out: bool,
+    /// Begin with `lambda_b` at zero, which leaves the model unchanged; else with `lambda_b` at one and a drawn `lambda_d`.
+    pub init_weights: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            r: 256,
+            targets: Targets::default(),
+            layers: Layers::default(),
+            projection_prng_key: 0,
+            save_projection: true,
+            vera_dropout: 0.0,
+            d_initial: 0.1,
+            fan_in_fan_out: false,
+            init_weights: true,
+        }
+    }
+}
+
+static CARD: Card = Card {
+    name: "vera",
+    kind: MethodKind::Adapter,
+    title: "VeRA",
+    summary: "Trains two vectors a module around one random low-rank pair that all modules share.",
+    formula: "`y = W x + b + lambda_b * (B (lambda_d * (A x)))`; `A` and `B` are frozen and shared, `lambda_b` begins at zero.",
+    paper: "Kopiczko, Blankevoort, Asano, VeRA: Vector-based Random Matrix Adaptation, 2023 (arXiv:2310.11454)",
+    status: Status::Stable,
+    roles: ROLES,
+    sync: &[Sync::MeanGrads],
+    mergeable: true,
+    identity_at_init: true,
+    peft_type: Some("VERA"),
+    sample_job: sample_job!("vera", ", r: 128, target_modules: all-linear"),
+    invalid: &[
+        Invalid { options: r#"{"r": 0}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"vera_dropout": 1.0}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"bias": "vera_only"}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"projection_prng_key": 0.5}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+        Invalid { options: r#"{"lora_alpha": 16}"#, code: code::UNKNOWN_KEY },
+    ],
+};
+
+const ROLES: &[Role] = &[Role::Linear, Role::Head];
+const A: &str = "base_model.vera_A";
+const B: &str = "base_model.vera_B";
+
+impl Options for Config {
+    const CARD: &'static Card = &CARD;
+
+    const LATER: &'static [Later] = &[Later::off("bias", "\"none\"")];
+
+    fn validate(&self) -> Result<()> {
+        positive("r", self.r)?;
+        share("vera_dropout", self.vera_dropout)
+    }
+}
+
+impl Config {
+    fn tensors(&self, site: &Site) -> [PlannedTensor; 2] {
+        let (b, d) = if self.init_weights { (Init::Zeros, Init::Derived) } else { (Init::Ones, Init::Normal { std: 1.0 }) };
+        [
+            parameter(site, "vera_lambda_b", [site.dims.output], b),
+            parameter(site, "vera_lambda_d", [self.r as usize], d),
+        ]
+    }
+}
+
+impl AdapterConfig for Config {
+    fn card(&self) -> &'static Card {
+        &CARD
+    }
+
+    fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
+        let selection =
+            Selection { targets: &self.targets, layers: Some(&self.layers), roles: ROLES, default: query_value };
+        let mut plan = selection.plan(model, |site| Ok(self.tensors(site)))?;
+        let dims = || plan.sites.iter().map(|id| model.sites()[*id].dims);
+        let input = dims().map(|dims| dims.input).max().unwrap_or_default();
+        let output = dims().map(|dims| dims.output).max().unwrap_or_default();
+        let r = self.r as usize;
+        let pair = [(A, "vera_A", vec![r, input]), (B, "vera_B", vec![output, r])];
+        let pair = pair.map(|(name, part, shape)| shared_tensor(&plan, name, part, shape, self.save_projection));
+        plan.tensors.extend(pair.into_iter().flatten());
+        Ok(plan)
+    }
+
+    fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value> {
+        without_exclude(self, &self.targets, model, plan, export)
+    }
+
+    #[cfg(feature = "torch")]
+    fn hooks(&self, parts: &super::Parts<'_>) -> Result<super::Hooks> {
+        run::hooks(self, parts)
+    }
+
+    #[cfg(feature = "torch")]
+    fn initial(
+        &self,
+        tensor: &PlannedTensor,
+        base: &dyn pleach_nn::Backbone,
+        _: pleach_base::rng::Key,
+    ) -> Result<tch::Tensor> {
+        run::initial(self, tensor, base)
+    }
+}
+
+#[cfg(feature = "torch")]
+mod run {
+    use pleach_base::Result;
+    use pleach_nn::{Backbone, SiteCx};
+    use tch::{Kind, Tensor};
+
+    use super::{A, B, Config};
+    use crate::adapter::common::{Added, Addition, Dropout, at_sites, sizes};
+    use crate::adapter::{AdapterConfig, Hooks, Parts};
+    use crate::mersenne::Mersenne;
+    use crate::plan::PlannedTensor;
+
+    struct Vera {
+        a: Tensor,        // [r, in]
+        b: Tensor,        // [out, r]
+        lambda_d: Tensor, // [r]
+        lambda_b: Tensor, // [out]
+        dropout: Dropout,
+    }
+
+    pub(super) fn hooks(config: &Config, parts: &Parts<'_>) -> Result<Hooks> {
+        let (a, b) = (parts.get(A)?, parts.get(B)?);
+        at_sites(parts, |site| {
+            Ok(Added(Vera {
+                a: a.narrow(1, 0, site.dims.input as i64),
+                b: b.narrow(0, 0, site.dims.output as i64),
+                lambda_d: parts.part(site.id, "vera_lambda_d")?.shallow_clone(),
+                lambda_b: parts.part(site.id, "vera_lambda_b")?.shallow_clone(),
+                dropout: Dropout::new(config.vera_dropout, parts.key, "vera_dropout", &site.path),
+            }))
+        })
+    }
+
+    /// PEFT draws `A` and then `B` from one generator, Kaiming uniform with the gain of a rectifier.
+    pub(super) fn initial(config: &Config, tensor: &PlannedTensor, base: &dyn Backbone) -> Result<Tensor> {
+        if tensor.part == "vera_lambda_d" {
+            return Ok(Tensor::full(sizes(tensor), config.d_initial, (Kind::Float, base.device())));
+        }
+        let mut generator = Mersenne::seed(config.projection_prng_key);
+        if tensor.part == "vera_B" {
+            let plan = config.plan(base.config())?;
+            generator.skip(plan.named(A).map_or(0, PlannedTensor::numel));
+        }
+        let bound = (6.0 / tensor.shape[1] as f64).sqrt() as f32;
+        let values = generator.uniform(tensor.shape.iter().product(), -bound, bound);
+        Ok(Tensor::from_slice(&values).reshape(sizes(tensor)).to_device(base.device()))
+    }
+
+    impl Addition for Vera {
+        fn added(&self, cx: &SiteCx<'_>, x: &Tensor) -> Tensor {
+            let low = self.dropout.apply(cx, x).linear(&self.a, None::<&Tensor>) * &self.lambda_d; // [.., r]
+            low.linear(&self.b, None::<&Tensor>) * &self.lambda_b
+        }
+
+        fn delta(&self) -> Tensor {
+            (self.lambda_b.unsqueeze(1) * &self.b).matmul(&(self.lambda_d.unsqueeze(1) * &self.a))
+        }
+    }
+}
