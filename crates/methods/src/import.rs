@@ -9,8 +9,9 @@ use pleach_nn::{SiteId, TensorFile};
 use serde_json::{Map, Value};
 
 use crate::adapter::AdapterConfig;
+use crate::card::MethodKind;
 use crate::plan::Plan;
-use crate::registry::methods;
+use crate::registry::{find, methods};
 
 /// An adapter folder, opened.
 #[derive(Debug)]
@@ -43,6 +44,9 @@ pub fn import(dir: &Path) -> Result<Imported> {
 }
 
 fn configure(map: &Map<String, Value>) -> Result<Box<dyn AdapterConfig>> {
+    if let Some(name) = map.get("pleach_method").and_then(Value::as_str) {
+        return find(MethodKind::Adapter, name).map_err(|error| error.at("adapter_config.json"))?.import(map);
+    }
     let missing = || code::ADAPTER_FORMAT.error("adapter_config.json: peft_type is missing");
     let name = map.get("peft_type").and_then(Value::as_str).ok_or_else(missing)?;
     let known = || methods().filter_map(|method| method.card().peft_type);

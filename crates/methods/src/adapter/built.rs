@@ -18,6 +18,11 @@ pub trait SiteMethod: SiteHook + Send {
     /// The site's weights with the adapter folded in, without gradient, in the base's shape, as float32. `None` when
     /// that cannot be done.
     fn merged(&self, site: &Site, base: &OpWeights) -> Option<OpWeights>;
+
+    /// What compositions need of a method that stands before the sum behind a part of a block.
+    fn sublayer(&self) -> Option<&dyn super::bottleneck::Sublayer> {
+        None
+    }
 }
 
 /// The hooks of an adapter, by site.

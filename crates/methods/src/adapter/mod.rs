@@ -37,7 +37,10 @@ macro_rules! registry {
 }
 
 registry! {
+    bottleneck,
+    compacter,
     ia3,
+    invertible,
     ln_tuning,
     loha,
     lora,
@@ -111,6 +114,11 @@ pub trait AdapterConfig: Debug + Send + std::marker::Sync {
 
     /// `adapter_config.json`, keys in order: PEFT's fields when PEFT knows the method.
     fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value>;
+
+    /// Its options as AdapterHub's bottleneck adapter, if it is one.
+    fn bottleneck(&self) -> Option<&bottleneck::Bn> {
+        None
+    }
 
     /// Tokens that it puts in front of every sequence.
     fn virtual_tokens(&self) -> Virtual {
@@ -186,6 +194,7 @@ impl<C: Options> Typed<C> {
 /// Fields of `adapter_config.json` that say nothing about the method's options.
 const ABOUT: &[&str] = &[
     "peft_type",
+    "pleach_method",
     "peft_version",
     "base_model_name_or_path",
     "task_type",

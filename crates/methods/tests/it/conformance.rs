@@ -33,7 +33,7 @@ fn the_model_is_unchanged_until_the_first_step() {
         let adapter = fresh(model, &config, Key::seed(3));
         let batch = batch().room(&*config);
         let off = distance(&model.run(&batch, &all(&batch, &adapter)), &model.run(&batch, &[]));
-        assert_eq!(off < 1e-6, config.card().identity_at_init, "{method}: off by {off}");
+        assert_eq!(off < 1e-5, config.card().identity_at_init, "{method}: off by {off}");
     });
 }
 

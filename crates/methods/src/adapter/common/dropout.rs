@@ -1,7 +1,7 @@
 //! Masks of dropout: drawn for each sample by its id, so that company, padding and layout do not matter.
 
 use pleach_base::rng::Key;
-use pleach_nn::{Layout, SiteCx};
+use pleach_nn::{Form, Layout, SiteCx};
 use tch::{Device, Kind, Tensor};
 
 /// Dropout of a hook's inputs.
@@ -34,6 +34,18 @@ impl Dropout {
         x * keep_mask(cx.layout, usize::try_from(width).unwrap_or(1), self.p, self.now(cx))
     }
 
+    /// `x` `[.., width]`, of which whole sequences are dropped in training.
+    pub(crate) fn sequences(&self, cx: &SiteCx<'_>, x: &Tensor) -> Tensor {
+        if !self.is_on(cx) {
+            return x.shallow_clone();
+        }
+        let scale = (1.0 / (1.0 - self.p)) as f32;
+        let keep =
+            |sample: &u64| if f64::from(self.now(cx).with(*sample).rng().uniform()) >= self.p { scale } else { 0.0 };
+        let rows: Vec<f32> = cx.layout.samples().iter().map(keep).collect();
+        x * every_token(cx.layout, &Tensor::from_slice(&rows).unsqueeze(1).to_device(cx.layout.device()))
+    }
+
     /// The key of this step and pass.
     pub(crate) fn now(&self, cx: &SiteCx<'_>) -> Key {
         self.key.with(cx.step).with(u64::from(cx.pass))
@@ -64,4 +76,21 @@ pub(crate) fn whole_site(numel: usize, p: f64, key: Key, device: Device) -> Tens
     let scale = (1.0 / (1.0 - p)) as f32;
     let values: Vec<f32> = (0..numel).map(|_| if f64::from(rng.uniform()) >= p { scale } else { 0.0 }).collect();
     Tensor::from_slice(&values).to_device(device)
+}
+
+/// One row a sequence, `[sequences, width]`, for each of its tokens: `[batch, 1, width]` or `[tokens, width]`.
+pub(crate) fn every_token(layout: &Layout, rows: &Tensor) -> Tensor {
+    match layout.form() {
+        Form::Padded { .. } => rows.unsqueeze(1),
+        Form::Packed { .. } => {
+            let lengths: Vec<i64> = layout.lengths().iter().map(|length| *length as i64).collect();
+            let lengths = Tensor::from_slice(&lengths).to_device(rows.device());
+            rows.repeat_interleave_self_tensor(&lengths, 0, None)
+        }
+    }
+}
+
+/// The mean over each sequence's real tokens, for each of its tokens.
+pub(crate) fn sequence_mean(layout: &Layout, x: &Tensor) -> Tensor {
+    every_token(layout, &layout.mean(x))
 }

@@ -3,12 +3,14 @@
 
 #![allow(unused_imports, dead_code, reason = "each helper serves the methods that need it")]
 
+mod activation;
 #[cfg(feature = "torch")]
 mod added;
 mod check;
 #[cfg(feature = "torch")]
 mod dropout;
 mod lycoris;
+mod own;
 mod peft;
 mod planned;
 mod schema;
@@ -16,14 +18,16 @@ mod targets;
 #[cfg(feature = "torch")]
 mod weights;
 
+pub(crate) use activation::Activation;
 #[cfg(feature = "torch")]
 pub(crate) use added::{Added, Addition, at_sites};
 pub(crate) use check::{plain_linear, positive, positive_number, refuse, share};
 #[cfg(feature = "torch")]
-pub(crate) use dropout::{Dropout, keep_mask, whole_site};
+pub(crate) use dropout::{Dropout, every_token, keep_mask, sequence_mean, whole_site};
 pub use lycoris::Lycoris;
 #[cfg(feature = "torch")]
 pub(crate) use lycoris::{Dropped, Product};
+pub(crate) use own::own_config;
 pub(crate) use peft::{PEFT_VERSION, number, peft_config, without_exclude};
 #[cfg(feature = "torch")]
 pub(crate) use planned::sizes;
