@@ -8,6 +8,7 @@
 use pleach_base::code;
 
 use super::bottleneck::{Kind, Of, ROLES};
+use super::common::sample_job;
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 
 /// The method `compacter`.
@@ -38,7 +39,7 @@ static CARD: Card = Card {
     // Not exactly: results begin at 1e-8 of the hidden states.
     identity_at_init: true,
     peft_type: None,
-    sample_job: include_str!("bottleneck/compacter.yaml"),
+    sample_job: sample_job!("compacter", ", reduction_factor: 8"),
     invalid: &[
         Invalid { options: r#"{"phm_dim": 0}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"phm_dim": 7}"#, code: code::METHOD_CONFIG },

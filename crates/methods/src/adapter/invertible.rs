@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::bottleneck::{Bn, Coupling, Kind, Of};
-use super::common::own_config;
+use super::common::{own_config, sample_job};
 use super::{AdapterConfig, Export, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::plan::Plan;
@@ -56,7 +56,7 @@ static CARD: Card = Card {
     mergeable: false,
     identity_at_init: false,
     peft_type: None,
-    sample_job: include_str!("bottleneck/invertible.yaml"),
+    sample_job: sample_job!("invertible", ", inv_adapter: nice"),
     invalid: &[
         Invalid { options: r#"{"inv_adapter": "nise"}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"inv_adapter_reduction_factor": 0}"#, code: code::METHOD_CONFIG },

@@ -35,7 +35,7 @@ pub use run::{Before, Bottleneck};
 pub(crate) use sublayer::around;
 pub use sublayer::{Io, State, Sublayer};
 
-use super::common::own_config;
+use super::common::{own_config, sample_job};
 use super::{AdapterConfig, Export, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::plan::Plan;
@@ -122,7 +122,7 @@ static CARD: Card = Card {
     mergeable: false,
     identity_at_init: false,
     peft_type: None,
-    sample_job: include_str!("sample.yaml"),
+    sample_job: sample_job!("bottleneck", ", preset: double_seq_bn, reduction_factor: 16"),
     invalid: &[
         Invalid { options: r#"{"preset": "seq_bm"}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"reduction_factor": 0}"#, code: code::METHOD_CONFIG },
