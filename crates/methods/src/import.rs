@@ -81,14 +81,26 @@ impl Imported {
 }
 
 /// The site whose frozen weight (or bias) a tensor is a copy of: PEFT stores one beside the adapter when the token table
-/// or the output head is a target.
+/// or the output head is a target, and with `bias: all` those of modules that are saved whole.
 pub(crate) fn frozen_copy(plan: &Plan, name: &str) -> Option<(SiteId, &'static str)> {
+    if plan.named(name).is_some() {
+        return None;
+    }
+    if let Some(module) = name.strip_suffix(".original_module.bias") {
+        return plan.named(&format!("{module}.bias")).map(|tensor| (tensor.site, "bias"));
+    }
     let (module, part) = match name.strip_suffix(".base_layer.weight") {
         Some(module) => (module, "weight"),
         None => (name.strip_suffix(".base_layer.bias")?, "bias"),
     };
     let below = |name: &str| name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'));
     plan.tensors.iter().find(|tensor| below(&tensor.name)).map(|tensor| (tensor.site, part))
+}
+
+/// Whether PEFT wrote a tensor of a module that is saved whole a second time, as it does with `bias: all`.
+fn saved_twice(plan: &Plan, name: &str) -> bool {
+    let module = name.strip_suffix(".modules_to_save.bias");
+    module.is_some_and(|module| plan.named(&format!("{module}.bias")).is_some())
 }
 
 /// Compares names and shapes with a plan.
@@ -106,7 +118,7 @@ pub(crate) fn check<'n>(plan: &Plan, found: impl Iterator<Item = (&'n str, Vec<u
             Some(_) => {}
         }
     }
-    match found.keys().find(|name| frozen_copy(plan, name).is_none()) {
+    match found.keys().find(|name| frozen_copy(plan, name).is_none() && !saved_twice(plan, name)) {
         Some(name) => Err(code::ADAPTER_FORMAT
             .error(format!("tensor `{name}`: not one of this adapter on this model"))
             .hint("the options in adapter_config.json do not lead to such a tensor; is it for another base model?")),

@@ -181,8 +181,10 @@ fn plan_task(index: usize, task: &TaskSpec, model: &dyn BackboneConfig) -> Resul
 }
 
 fn rows(plan: &Plan, sites: &Sites) -> Vec<SiteRow> {
-    let mut ids: Vec<SiteId> = plan.sites.iter().chain(&plan.saved).copied().collect();
+    let own = plan.trained().map(|tensor| tensor.site);
+    let mut ids: Vec<SiteId> = plan.sites.iter().chain(&plan.saved).copied().chain(own).collect();
     ids.sort_unstable();
+    ids.dedup();
     let row = |id: SiteId| {
         let site = &sites[id];
         let own = || plan.trained().filter(move |tensor| tensor.site == id);

@@ -125,7 +125,7 @@ fn configurations_that_cannot_be_read_are_named() {
     };
     let unknown = set("peft_type", json!("LORE"));
     assert_eq!((unknown.code(), unknown.hint_text()), (code::ADAPTER_FORMAT, Some("did you mean `LORA`?")));
-    assert_eq!(set("use_dora", json!(true)).code(), code::METHOD_CONFIG);
+    assert_eq!(set("use_qalora", json!(true)).code(), code::METHOD_CONFIG);
     assert_eq!(set("surprise", json!(1)).code(), code::UNKNOWN_KEY);
     let without = refused(changed(same, |map| drop(map.remove("peft_type"))).path());
     assert_eq!(without.code(), code::ADAPTER_FORMAT);

@@ -29,8 +29,12 @@ pub(crate) struct Model {
 }
 
 pub(crate) fn model(name: &str, precision: Precision) -> Model {
+    model_at(&case(name).join("model"), precision)
+}
+
+pub(crate) fn model_at(folder: &std::path::Path, precision: Precision) -> Model {
     tch::set_num_threads(1);
-    let dir = ModelDir::open(&case(name).join("model")).unwrap();
+    let dir = ModelDir::open(folder).unwrap();
     let config = configure(&dir, &HeadOptions::default()).unwrap();
     let backbone = config.build(&dir, Device::Cpu, precision).unwrap();
     Model { config, backbone }

@@ -46,6 +46,24 @@ impl Dropout {
         x * every_token(cx.layout, &Tensor::from_slice(&rows).unsqueeze(1).to_device(cx.layout.device()))
     }
 
+    /// The same where `x` has one row a sequence, `[sequences, ..]`, as images and spectrograms have.
+    pub(crate) fn apply_rows(&self, cx: &SiteCx<'_>, x: &Tensor) -> Tensor {
+        let x = x.to_kind(Kind::Float);
+        if !self.is_on(cx) {
+            return x;
+        }
+        let (size, key) = (x.size(), self.now(cx));
+        let each: i64 = size.iter().skip(1).product();
+        let each = usize::try_from(each).unwrap_or_default();
+        let rows: Vec<_> = cx
+            .layout
+            .samples()
+            .iter()
+            .map(|sample| whole_site(each, self.p, key.with(*sample), x.device()).reshape(&size[1..]))
+            .collect();
+        x * Tensor::stack(&rows, 0)
+    }
+
     /// The key of this step and pass.
     pub(crate) fn now(&self, cx: &SiteCx<'_>) -> Key {
         self.key.with(cx.step).with(u64::from(cx.pass))

@@ -6,6 +6,7 @@
 mod activation;
 #[cfg(feature = "torch")]
 mod added;
+pub(crate) mod biases;
 mod check;
 #[cfg(feature = "torch")]
 mod dropout;
@@ -21,6 +22,7 @@ mod weights;
 pub(crate) use activation::Activation;
 #[cfg(feature = "torch")]
 pub(crate) use added::{Added, Addition, at_sites};
+pub use biases::Bias;
 pub(crate) use check::{plain_linear, positive, positive_number, refuse, share};
 #[cfg(feature = "torch")]
 pub(crate) use dropout::{Dropout, every_token, keep_mask, sequence_mean, whole_site};

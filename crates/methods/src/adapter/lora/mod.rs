@@ -2,23 +2,30 @@
 //! `lora_alpha / sqrt(r)` with `use_rslora` (Kalajdzievski 2023).
 //!
 //! Attaches to linear sites. Parameters, the product and its sum with the base result are float32 whatever the base's
-//! precision; the sum is then rounded to it. Field names and files are PEFT's. Not here: variants that change more than
-//! the formula above; see [`Options::LATER`].
+//! precision; the sum is then rounded to it. Field names and files are PEFT's. What composes with the formula has a file of
+//! its own: beginnings ([`start`]), DoRA (`dora`), trained biases (`common::biases`). LoRA+ is two options. Not here:
+//! [`Options::LATER`].
 //!
 //! Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*, 2021.
 
+#[cfg(feature = "torch")]
+mod dora;
+mod factors;
 mod peft;
 #[cfg(feature = "torch")]
 mod run;
+mod start;
 
 use indexmap::IndexMap;
 use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Role, Site, Sites};
+use pleach_nn::{BackboneConfig, Role, Sites};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::common::{Layers, Selection, Targets, peft_config, positive, query_value, refuse, share};
+use super::common::{Bias, Layers, Selection, Targets, biases, peft_config, positive, query_value, refuse, share};
+pub use self::start::InitWeights;
+use self::start::Start;
 use super::{AdapterConfig, Export, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::options::Later;
@@ -41,7 +48,7 @@ pub struct Config {
     /// Blocks.
     #[serde(flatten)]
     pub layers: Layers,
-    /// Which biases are trained: `none`.
+    /// Which of the frozen model's biases are trained too: `none`, `all`, or `lora_only`, those of targets.
     pub bias: Bias,
     /// Scale by `lora_alpha / sqrt(r)`.
     pub use_rslora: bool,
@@ -50,33 +57,21 @@ pub struct Config {
     /// Other numerators for some modules.
     pub alpha_pattern: IndexMap<String, f64>,
     /// How `A` and `B` begin: `true` for uniform `A` and zero `B`, `gaussian` for normal `A` and zero `B`, `false` for
-    /// both uniform, which is no identity.
+    /// both uniform, which is no identity, `orthogonal` for both random with a product of zero, `pissa`,
+    /// `pissa_niter_N` or `olora` for a part of the frozen weight.
     pub init_lora_weights: InitWeights,
+    /// Train a magnitude for each output, and with `A` and `B` the direction alone (DoRA).
+    pub use_dora: bool,
+    /// Give `B` a bias.
+    pub lora_bias: bool,
+    /// Learning rate of `B`, biases and magnitudes, as a multiple of the task's (LoRA+).
+    #[serde(skip_serializing)]
+    pub loraplus_lr_ratio: f64,
+    /// Learning rate of factors at token tables, as a multiple of the task's (LoRA+).
+    #[serde(skip_serializing)]
+    pub loraplus_lr_embedding: f64,
     /// Whether weights are stored input first. Known from the model; the value is not used.
     pub fan_in_fan_out: bool,
-}
-
-/// `bias`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Bias {
-    /// No bias is trained.
-    #[default]
-    None,
-    /// All of them.
-    All,
-    /// Those of targets.
-    LoraOnly,
-}
-
-/// `init_lora_weights`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum InitWeights {
-    /// The usual, or none.
-    Flag(bool),
-    /// By name.
-    Named(String),
 }
 
 impl Default for Config {
@@ -92,6 +87,10 @@ impl Default for Config {
             rank_pattern: IndexMap::new(),
             alpha_pattern: IndexMap::new(),
             init_lora_weights: InitWeights::Flag(true),
+            use_dora: false,
+            lora_bias: false,
+            loraplus_lr_ratio: 1.0,
+            loraplus_lr_embedding: 1.0,
             fan_in_fan_out: false,
         }
     }
@@ -116,9 +115,16 @@ static CARD: Card = Card {
         Invalid { options: r#"{"r": "eight"}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"lora_dropout": 1.0}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"lora_alpha": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"bias": "all"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"use_dora": true}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"init_lora_weights": "pissa"}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"bias": "some"}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"use_qalora": true}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"alora_invocation_tokens": [1]}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"corda_config": {"a": 1}}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"init_lora_weights": "eva"}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"init_lora_weights": "loftq"}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"init_lora_weights": "orthogonal", "r": 5}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"init_lora_weights": "pissa", "r": 4096}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"lora_bias": true, "use_dora": true}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"loraplus_lr_ratio": 0}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"rank_pattern": {"x": 0}}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"target_modules": "(", "r": 4}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"target_modules": "all-linear", "layers_to_transform": [0]}"#, code: code::METHOD_CONFIG },
@@ -127,7 +133,7 @@ static CARD: Card = Card {
     ],
 };
 
-const ROLES: &[Role] = &[Role::Linear, Role::Head];
+const ROLES: &[Role] = &[Role::Linear, Role::Head, Role::Embed, Role::Conv];
 
 impl Options for Config {
     const CARD: &'static Card = &CARD;
@@ -146,15 +152,21 @@ impl Options for Config {
             }
         }
         share("lora_dropout", self.lora_dropout)?;
-        if self.bias != Bias::None {
-            return Err(refuse("bias", "this build trains no biases").hint("write `bias: none`"));
+        for (field, ratio) in
+            [("loraplus_lr_ratio", self.loraplus_lr_ratio), ("loraplus_lr_embedding", self.loraplus_lr_embedding)]
+        {
+            if !(ratio.is_finite() && ratio > 0.0) {
+                return Err(refuse(field, "must be a positive number"));
+            }
         }
-        match &self.init_lora_weights {
-            InitWeights::Flag(_) => Ok(()),
-            InitWeights::Named(name) if name == "gaussian" => Ok(()),
-            InitWeights::Named(name) => Err(refuse("init_lora_weights", &format!("`{name}` is not built"))
-                .hint("one of true, false, gaussian")),
+        let start = self.init_lora_weights.start()?;
+        if self.lora_bias && !matches!(start, Start::Usual | Start::Random) {
+            return Err(refuse("lora_bias", "needs `init_lora_weights` to be true or false"));
         }
+        if self.lora_bias && self.use_dora {
+            return Err(refuse("lora_bias", "cannot be given together with `use_dora`"));
+        }
+        Ok(())
     }
 }
 
@@ -173,20 +185,6 @@ impl Config {
     fn selection(&self) -> Selection<'_> {
         Selection { targets: &self.targets, layers: Some(&self.layers), roles: ROLES, default: query_value }
     }
-
-    fn tensors(&self, site: &Site) -> Result<[PlannedTensor; 2]> {
-        let r = self.rank(&site.path)? as usize;
-        let uniform = |fan_in: usize| Init::Uniform { bound: 1.0 / (fan_in as f32).sqrt() };
-        let (a, b) = match &self.init_lora_weights {
-            InitWeights::Flag(true) => (uniform(site.dims.input), Init::Zeros),
-            InitWeights::Flag(false) => (uniform(site.dims.input), uniform(r)),
-            InitWeights::Named(_) => (Init::Normal { std: 1.0 / r as f32 }, Init::Zeros),
-        };
-        let tensor = |part: &'static str, shape: [usize; 2], init| {
-            PlannedTensor::trained(format!("base_model.model.{}.{part}.weight", site.path), site.id, part, shape, init)
-        };
-        Ok([tensor("lora_A", [r, site.dims.input], a), tensor("lora_B", [site.dims.output, r], b)])
-    }
 }
 
 impl AdapterConfig for Config {
@@ -195,11 +193,32 @@ impl AdapterConfig for Config {
     }
 
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
-        self.selection().plan(model, |site| self.tensors(site))
+        let start = self.init_lora_weights.start()?;
+        let mut plan = self.selection().plan(model, |site| factors::planned(self, start, site))?;
+        biases::plan(self.bias, model, &mut plan)?;
+        Ok(plan)
     }
 
     fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value> {
         peft_config(self, Some(&self.targets), model, plan, export)
+    }
+
+    fn lr_scale(&self, tensor: &PlannedTensor) -> f64 {
+        match tensor.part {
+            "lora_A" | "lora_B" if tensor.name.contains("lora_embedding_") => self.loraplus_lr_embedding,
+            "lora_B" | "lora_bias" | "magnitude" | "bias" => self.loraplus_lr_ratio,
+            _ => 1.0,
+        }
+    }
+
+    #[cfg(feature = "torch")]
+    fn initial(
+        &self,
+        tensor: &PlannedTensor,
+        base: &dyn pleach_nn::Backbone,
+        key: pleach_base::rng::Key,
+    ) -> Result<tch::Tensor> {
+        run::initial(self, tensor, base, key)
     }
 
     #[cfg(feature = "torch")]

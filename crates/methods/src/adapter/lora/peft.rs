@@ -12,7 +12,6 @@ pub(super) const LATER: &[Later] = &[
     Later::new("kasa_config"),
     Later::new("layer_replication"),
     Later::off("loftq_config", "{}"),
-    Later::off("lora_bias", "false"),
     Later::new("lora_ga_config"),
     Later::new("megatron_config"),
     Later::off("megatron_core", "\"megatron.core\""),
@@ -21,7 +20,6 @@ pub(super) const LATER: &[Later] = &[
     Later::new("target_parameters"),
     Later::new("trainable_token_indices"),
     Later::new("use_bdlora"),
-    Later::off("use_dora", "false"),
     Later::off("use_qalora", "false"),
     Later::new("velora_config"),
 ];

@@ -1,46 +1,83 @@
 //! LoRA at one site.
 
-use pleach_base::Result;
-use pleach_nn::{OpWeights, Site, SiteCx, SiteHook, SiteId};
+use pleach_base::rng::Key;
+use pleach_base::{Result, code};
+use pleach_nn::{Backbone, BaseOp, OpWeights, Site, SiteCx, SiteHook, SiteId};
 use tch::Tensor;
 
 use super::Config;
-use crate::adapter::common::{Dropout, linear_delta};
+use super::dora::{self, Dora};
+use super::factors::Factors;
+use crate::adapter::common::{Dropout, biases};
 use crate::adapter::{Hooks, Parts, SiteMethod};
+use crate::plan::PlannedTensor;
 
 struct Lora {
-    a: Tensor, // [r, in]
-    b: Tensor, // [out, r]
-    scaling: f64,
+    factors: Factors,
     dropout: Dropout,
 }
 
 pub(super) fn hooks(config: &Config, parts: &Parts<'_>) -> Result<Hooks> {
-    let hook = |id: &SiteId| {
-        let path = &parts.site(*id).path;
-        let hook = Lora {
-            a: parts.part(*id, "lora_A")?.shallow_clone(),
-            b: parts.part(*id, "lora_B")?.shallow_clone(),
-            scaling: config.scaling(path)?,
-            dropout: Dropout::new(config.lora_dropout, parts.key, "lora_dropout", path),
-        };
-        Ok((*id, Box::new(hook) as Box<dyn SiteMethod>))
-    };
-    parts.plan.sites.iter().map(hook).collect()
+    let mut hooks = Hooks::new();
+    for id in &parts.plan.sites {
+        hooks.insert(*id, hook(config, parts, *id)?);
+    }
+    biases::wrap(parts, &mut hooks)?;
+    Ok(hooks)
+}
+
+fn hook(config: &Config, parts: &Parts<'_>, id: SiteId) -> Result<Box<dyn SiteMethod>> {
+    let factors = Factors::of(config, parts, id)?;
+    let dropout = Dropout::new(config.lora_dropout, parts.key, "lora_dropout", &parts.site(id).path);
+    if parts.plan.part(id, "magnitude").is_none() {
+        return Ok(Box::new(Lora { factors, dropout }));
+    }
+    let magnitude = parts.part(id, "magnitude")?.shallow_clone();
+    Ok(Box::new(Dora { factors, dropout, magnitude }))
+}
+
+/// First values that are worked out from the frozen weight.
+pub(super) fn initial(config: &Config, tensor: &PlannedTensor, base: &dyn Backbone, key: Key) -> Result<Tensor> {
+    let site = &base.config().sites()[tensor.site];
+    let missing = || code::INTERNAL.error(format!("`{}` has no weight", site.path));
+    let weight = Factors::frozen(site, base.weights(site.id).ok_or_else(missing)?);
+    let shape: Vec<i64> = tensor.shape.iter().map(|n| *n as i64).collect();
+    if tensor.part == "magnitude" {
+        // What the factors add begins at zero, so that the first direction is the frozen weight's own.
+        return Ok(dora::norm(&weight).reshape(shape));
+    }
+    let r = i64::from(config.rank(&site.path)?);
+    let (a, b) = config.init_lora_weights.start()?.factors(&weight, r, config.scaling(&site.path)?, &site.path, key);
+    Ok(if tensor.part.ends_with('A') { a } else { b })
 }
 
 impl SiteHook for Lora {
+    fn shares_base(&self) -> bool {
+        !self.factors.convolves()
+    }
+
     fn after(&self, cx: &SiteCx<'_>, x: &[Tensor], y: Vec<Tensor>) -> Vec<Tensor> {
-        let input = self.dropout.apply(cx, &x[0]); // [.., in]
-        let delta = input.linear(&self.a, None::<&Tensor>).linear(&self.b, None::<&Tensor>) * self.scaling; // [.., out]
+        let delta = self.factors.delta(&self.factors.input(cx, &self.dropout, &x[0])); // [.., out]
+        let delta = match self.factors.taken(&x[0]) {
+            Some(taken) => delta - taken,
+            None => delta,
+        };
         y.iter().map(|y| (y + &delta).to_kind(y.kind())).collect()
+    }
+
+    fn around(&self, cx: &SiteCx<'_>, x: Vec<Tensor>, base: &BaseOp<'_>) -> Vec<Tensor> {
+        let y = base.run(&x);
+        if !self.factors.convolves() {
+            return self.after(cx, &x, y);
+        }
+        let delta = self.factors.convolved(&self.factors.input(cx, &self.dropout, &x[0]), base);
+        y.into_iter().map(|y| delta.as_ref().map_or_else(|| y.shallow_clone(), |delta| (&y + delta).to_kind(y.kind()))).collect()
     }
 }
 
 impl SiteMethod for Lora {
     fn merged(&self, site: &Site, base: &OpWeights) -> Option<OpWeights> {
         let _no_grad = tch::no_grad_guard();
-        let delta = self.b.matmul(&self.a) * self.scaling; // [out, in]
-        Some(linear_delta(site, base, &delta))
+        self.factors.stored(site, base, &(Factors::frozen(site, base) + self.factors.dense()))
     }
 }

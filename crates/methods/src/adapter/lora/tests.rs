@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use pleach_nn::{HeadKind, HeadOptions, ModelDir, configure};
+use pleach_nn::{HeadKind, HeadOptions, Init, ModelDir, configure};
 use serde_json::json;
 
 use super::*;
@@ -67,6 +67,10 @@ fn beginnings_are_as_asked() {
     assert_eq!(inits(json!({"init_lora_weights": "gaussian", "r": 4})), [Init::Normal { std: 0.25 }, Init::Zeros]);
     let none = inits(json!({"init_lora_weights": false, "r": 4}));
     assert_eq!(none, [Init::Uniform { bound: 0.125 }, Init::Uniform { bound: 0.5 }]);
+    let pissa = plan(&*llama, &json!({"init_lora_weights": "pissa_niter_4", "target_modules": ["q_proj"]})).unwrap();
+    let parts: Vec<_> = pissa.tensors[..4].iter().map(|tensor| (tensor.part, tensor.init, tensor.in_file())).collect();
+    let first = |part, in_file| (part, Init::Derived, in_file);
+    assert_eq!(parts, [first("lora_A", true), first("lora_B", true), first("start_A", false), first("start_B", false)]);
 }
 
 #[test]
@@ -89,12 +93,12 @@ fn errors_begin_with_the_place() {
     let llama = model("llama-lora", None);
     let message = |options: Value| plan(&*llama, &options).unwrap_err().message().to_owned();
     assert_eq!(message(json!({"r": 0})), "spec.tasks[0].adapter.r: must be at least 1");
-    assert_eq!(message(json!({"use_dora": true})), "spec.tasks[0].adapter.use_dora: this build does not have this option");
+    assert_eq!(message(json!({"use_qalora": true})), "spec.tasks[0].adapter.use_qalora: this build does not have this option");
     assert!(message(json!({"r": "x"})).starts_with("spec.tasks[0].adapter.r: invalid type"));
     let error = plan(&*llama, &json!({"lora_aplha": 4})).unwrap_err();
     assert_eq!(error.message(), "spec.tasks[0].adapter.lora_aplha: unknown key");
     assert_eq!(error.hint_text(), Some("did you mean `lora_alpha`?"));
-    assert!(plan(&*llama, &json!({"use_dora": false, "megatron_core": "megatron.core"})).is_ok(), "off is no option");
+    assert!(plan(&*llama, &json!({"use_qalora": false, "megatron_core": "megatron.core"})).is_ok(), "off is no option");
 }
 
 #[test]
@@ -110,4 +114,41 @@ fn written_targets_select_the_same_in_peft() {
     assert!(written.keys().is_sorted());
     let again = lora().import(&written).unwrap().plan(&*bare).unwrap();
     assert_eq!(again.tensors, found.tensors);
+}
+
+#[test]
+fn variants_add_tensors_under_pefts_names() {
+    let bert = model("bert-lora", None);
+    let names = |options: Value| -> Vec<String> {
+        plan(&*bert, &options).unwrap().tensors.iter().filter(|t| t.in_file()).map(|t| t.name.clone()).collect()
+    };
+    let query = "base_model.model.bert.encoder.layer.0.attention.self.query";
+    let dora = names(json!({"use_dora": true, "target_modules": ["query"]}));
+    assert_eq!(dora[2], format!("{query}.lora_magnitude_vector"));
+    assert_eq!(names(json!({"lora_bias": true}))[2], format!("{query}.lora_B.bias"));
+    let only = names(json!({"bias": "lora_only"}));
+    assert!(only.contains(&format!("{query}.base_layer.bias")));
+    assert!(!only.iter().any(|name| name.ends_with("key.bias")));
+    let all = names(json!({"bias": "all"}));
+    assert!(all.contains(&"base_model.model.bert.embeddings.LayerNorm.bias".to_owned()));
+    assert_eq!(all.iter().filter(|name| name.ends_with("classifier.bias")).count(), 1, "saved whole already");
+    let table = names(json!({"target_modules": ["word_embeddings"]}));
+    assert_eq!(table[0], "base_model.model.bert.embeddings.word_embeddings.lora_embedding_A");
+}
+
+#[test]
+fn lora_plus_speeds_up_what_comes_after_a() {
+    let bert = model("bert-lora", None);
+    let options = json!({
+        "loraplus_lr_ratio": 16, "loraplus_lr_embedding": 0.5, "use_dora": true, "bias": "lora_only",
+        "target_modules": ["query", "word_embeddings"],
+    });
+    let config = lora().parse(options.as_object().unwrap(), "a").unwrap();
+    let found = config.plan(&*bert).unwrap();
+    let scale = |end: &str| config.lr_scale(found.tensors.iter().find(|tensor| tensor.name.ends_with(end)).unwrap());
+    assert_eq!((scale("query.lora_A.weight"), scale("query.lora_B.weight")), (1.0, 16.0));
+    assert_eq!((scale("query.lora_magnitude_vector"), scale("query.base_layer.bias")), (16.0, 16.0));
+    assert_eq!((scale("lora_embedding_A"), scale("lora_embedding_B")), (0.5, 0.5));
+    let written = config.adapter_config(&*bert, &found, &Export { base: "b" });
+    assert!(!written.contains_key("loraplus_lr_ratio"), "PEFT's file has no such field");
 }
