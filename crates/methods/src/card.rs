@@ -112,27 +112,3 @@ pub struct Card {
     /// Options that it refuses.
     pub invalid: &'static [Invalid],
 }
-
-/// A sample job around the options of an adapter, written as in a job file.
-macro_rules! sample_job {
-    ($name:literal, $adapter:literal) => {
-        concat!(
-            "apiVersion: pleach.dev/v1\n",
-            "kind: Job\n",
-            "metadata: {name: ",
-            $name,
-            "-sample}\n",
-            "spec:\n",
-            "  backbone: {path: ./model}\n",
-            "  data: {source: ./train.jsonl, task: causal_lm}\n",
-            "  train: {global_batch: 16, max_steps: 100, optimizer: {lr: 2e-4}}\n",
-            "  tasks:\n",
-            "    - {name: answers, adapter: ",
-            $adapter,
-            "}\n",
-            "  checkpoint: {store: ./checkpoints}\n",
-        )
-    };
-}
-
-pub(crate) use sample_job;

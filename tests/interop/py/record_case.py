@@ -4,7 +4,8 @@ Usage: record_case.py OUT NAME...      one folder a case under OUT; a NAME may b
        record_case.py --list           the names
 
 Each folder holds what `pleach parity` reads: `model/`, `adapter/` (moved off the identity, so that a no-op cannot
-pass), `io.safetensors` (`eval.*`, `batch.I.*`), `train.json`, `trained/`, `case.json`. A case is one line of CASES.
+pass), `encoder.safetensors` (where a network makes the table of a prompt in training), `io.safetensors` (`eval.*`,
+`batch.I.*`), `train.json`, `trained/`, `case.json`. A case is one line of CASES.
 """
 
 import fnmatch
@@ -122,6 +123,15 @@ def save_adapter(model, folder):
     (folder / "README.md").unlink(missing_ok=True)
 
 
+def save_encoder(model, folder):
+    """The network that makes a prompt's table, which PEFT's own file leaves out: without it nobody can train on."""
+    network = getattr(model, "prompt_encoder", {})
+    tensors = dict(network["default"].state_dict()) if network else {}
+    if len(tensors) > 1:
+        tensors = {f"prompt_encoder.{name}": tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(tensors, folder / "encoder.safetensors")
+
+
 def move_off_identity(model, generator):
     with torch.no_grad():
         for parameter in model.parameters():
@@ -175,6 +185,7 @@ def record(name, case, out):
     model.peft_config["default"].base_model_name_or_path = "../model"
     move_off_identity(model, generator)
     save_adapter(model, folder / "adapter")
+    save_encoder(model, folder)
     with torch.no_grad():
         loss, logits = run(model, task, evaluated)
     if base_logits.shape == logits.shape:

@@ -12,9 +12,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::common::{Selection, Targets, peft_config};
+use super::common::{Selection, Targets, peft_config, sample_job};
 use super::{AdapterConfig, Export, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync, sample_job};
+use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::plan::{Plan, PlannedTensor};
 
 /// Options of the tuning of normalisations.
@@ -41,7 +41,7 @@ static CARD: Card = Card {
     mergeable: true,
     identity_at_init: true,
     peft_type: Some("LN_TUNING"),
-    sample_job: sample_job!("ln-tuning", "{method: ln_tuning}"),
+    sample_job: sample_job!("ln_tuning", ""),
     invalid: &[
         Invalid { options: r#"{"target_modules": "("}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"target_modules": "all-linear"}"#, code: code::METHOD_CONFIG },

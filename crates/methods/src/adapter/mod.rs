@@ -44,8 +44,10 @@ registry! {
     ln_tuning,
     loha,
     lora,
+    p_tuning,
     prefix,
     prompt,
+    trainable_tokens,
     vera,
 }
 

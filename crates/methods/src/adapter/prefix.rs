@@ -18,10 +18,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::common::positive;
+use super::common::{positive, sample_job};
 use super::prompting::{self, Prompting, Sizes};
 use super::{AdapterConfig, Export, Options, Virtual};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync, sample_job};
+use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::plan::{Plan, PlannedTensor};
 
 /// Options of prefix tuning.
@@ -64,7 +64,7 @@ static CARD: Card = Card {
     mergeable: false,
     identity_at_init: false,
     peft_type: Some("PREFIX_TUNING"),
-    sample_job: sample_job!("prefix", "{method: prefix, num_virtual_tokens: 16}"),
+    sample_job: sample_job!("prefix", ", num_virtual_tokens: 16"),
     invalid: &[
         Invalid { options: r#"{"num_virtual_tokens": 0}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"encoder_hidden_size": 0}"#, code: code::METHOD_CONFIG },

@@ -12,10 +12,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::common::refuse;
+use super::common::{refuse, sample_job};
 use super::prompting::{self, Prompting};
 use super::{AdapterConfig, Export, Options, Virtual};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync, sample_job};
+use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::plan::Plan;
 
 /// Options of prompt tuning.
@@ -69,7 +69,7 @@ static CARD: Card = Card {
     mergeable: false,
     identity_at_init: false,
     peft_type: Some("PROMPT_TUNING"),
-    sample_job: sample_job!("prompt", "{method: prompt, num_virtual_tokens: 16, prompt_tuning_init: SAMPLE_VOCAB}"),
+    sample_job: sample_job!("prompt", ", num_virtual_tokens: 16, prompt_tuning_init: SAMPLE_VOCAB"),
     invalid: &[
         Invalid { options: r#"{"num_virtual_tokens": 0}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"token_dim": 7}"#, code: code::METHOD_CONFIG },

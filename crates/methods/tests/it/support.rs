@@ -66,9 +66,13 @@ impl Batch {
         Self { layout, inputs: Inputs::ids(ids.shallow_clone()) }
     }
 
-    /// Sequences of these lengths, padded to `width` or packed; tokens depend on sample and position alone.
+    /// Sequences of these lengths, padded to `width` or packed; tokens depend on sample and position alone, the second
+    /// is 0 in all.
     pub(crate) fn of(lengths: &[usize], samples: &[u64], width: Option<usize>) -> Self {
-        let token = |sample: u64, at: usize| ((sample as usize * 37 + at * 11 + 5) % 250) as i64 + 1;
+        let token = |sample: u64, at: usize| match at {
+            1 => 0,
+            _ => ((sample as usize * 37 + at * 11 + 5) % 250) as i64 + 1,
+        };
         let ids = lengths.iter().zip(samples).flat_map(|(length, sample)| {
             (0..width.unwrap_or(*length)).map(move |at| if at < *length { token(*sample, at) } else { 3 })
         });
@@ -111,6 +115,12 @@ impl Batch {
 pub(crate) fn parse(method: &str, options: &Value) -> Arc<dyn AdapterConfig> {
     let method = find(MethodKind::Adapter, method).unwrap();
     method.parse(options.as_object().unwrap(), "adapter").unwrap().into()
+}
+
+/// The options with which a method is tested.
+pub(crate) fn example(method: &str) -> Arc<dyn AdapterConfig> {
+    let options = find(MethodKind::Adapter, method).unwrap().example();
+    parse(method, &serde_json::from_str(options).unwrap())
 }
 
 pub(crate) fn fresh(model: &Model, config: &Arc<dyn AdapterConfig>, key: Key) -> Adapter {

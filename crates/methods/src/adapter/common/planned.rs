@@ -37,9 +37,7 @@ pub(crate) fn usual_init(inputs: usize) -> Init {
 macro_rules! sample_job {
     ($method:literal, $options:literal) => {
         concat!(
-            "apiVersion: pleach.dev/v1\nkind: Job\nmetadata: {name: ",
-            $method,
-            "-sample}\nspec:\n  backbone: {path: ./model}\n  data: {source: ./train.jsonl, task: causal_lm}\n",
+            "apiVersion: pleach.dev/v1\nkind: Job\nmetadata: {name: sample}\nspec:\n  backbone: {path: ./model}\n  data: {source: ./train.jsonl, task: causal_lm}\n",
             "  train: {global_batch: 16, max_steps: 100, optimizer: {lr: 2e-4}}\n  tasks:\n",
             "    - {name: answers, adapter: {method: ",
             $method,
