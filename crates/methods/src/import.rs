@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::adapter::AdapterConfig;
 use crate::card::MethodKind;
-use crate::plan::Plan;
+use crate::plan::{Keep, Plan};
 use crate::registry::{find, methods};
 
 /// An adapter folder, opened.
@@ -103,6 +103,14 @@ fn saved_twice(plan: &Plan, name: &str) -> bool {
     module.is_some_and(|module| plan.named(&format!("{module}.bias")).is_some())
 }
 
+/// Whether a tensor is a module's copy of one that all modules share, such as `..q_proj.randlora_A` beside
+/// `base_model.randlora_A`: PEFT writes RandLoRA's once a module.
+fn is_shared_copy(plan: &Plan, name: &str) -> bool {
+    let shared = plan.tensors.iter().filter(|tensor| tensor.keep == Keep::Saved);
+    let mut last = shared.filter_map(|tensor| tensor.name.strip_prefix("base_model."));
+    last.any(|last| !last.contains('.') && name.strip_suffix(last).is_some_and(|rest| rest.ends_with('.')))
+}
+
 /// Compares names and shapes with a plan.
 pub(crate) fn check<'n>(plan: &Plan, found: impl Iterator<Item = (&'n str, Vec<usize>)>) -> Result<()> {
     let mut found: BTreeMap<_, _> = found.collect();
@@ -118,7 +126,8 @@ pub(crate) fn check<'n>(plan: &Plan, found: impl Iterator<Item = (&'n str, Vec<u
             Some(_) => {}
         }
     }
-    match found.keys().find(|name| frozen_copy(plan, name).is_none() && !saved_twice(plan, name)) {
+    let known = |name: &str| frozen_copy(plan, name).is_some() || saved_twice(plan, name) || is_shared_copy(plan, name);
+    match found.keys().find(|name| !known(name)) {
         Some(name) => Err(code::ADAPTER_FORMAT
             .error(format!("tensor `{name}`: not one of this adapter on this model"))
             .hint("the options in adapter_config.json do not lead to such a tensor; is it for another base model?")),

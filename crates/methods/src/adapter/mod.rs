@@ -39,14 +39,18 @@ macro_rules! registry {
 registry! {
     bottleneck,
     compacter,
+    fourierft,
+    hra,
     ia3,
     invertible,
     ln_tuning,
     loha,
+    lokr,
     lora,
     p_tuning,
     prefix,
     prompt,
+    randlora,
     trainable_tokens,
     vera,
 }

@@ -28,8 +28,13 @@ fn read(path: &Path) -> Map<String, Value> {
 #[case("prefix-llama")]
 #[case("prompt-bert")]
 #[case("prompt-llama")]
+#[case("fourierft-llama")]
+#[case("hra-bert")]
 #[case("ia3-llama")]
 #[case("loha-bert")]
+#[case("lokr-factor")]
+#[case("randlora-llama")]
+#[case("randlora-very-sparse")]
 #[case("vera-unsaved")]
 fn the_configuration_written_is_the_one_that_peft_wrote(#[case] name: &str) {
     let model = model(name, Precision::Fp32);
@@ -143,4 +148,20 @@ fn configurations_that_cannot_be_read_are_named() {
     assert_eq!(refused(folder.path()).code(), code::SAFETENSORS);
     std::fs::remove_file(&weights).unwrap();
     assert_eq!(refused(folder.path()).code(), code::ADAPTER_FORMAT);
+}
+
+/// What PEFT drew from a seed we draw too, so that a file without them means the same.
+#[rstest]
+#[case("randlora-llama")]
+#[case("randlora-very-sparse")]
+#[case("vera-mixed")]
+fn shared_projections_are_drawn_as_peft_draws_them(#[case] name: &str) {
+    let model = model(name, Precision::Fp32);
+    let imported = import(&case(name).join("adapter")).unwrap();
+    let drawn = crate::support::fresh(&model, &imported.config, pleach_base::rng::Key::seed(1));
+    let recorded = imported.values().unwrap();
+    assert_eq!(drawn.kept().len(), 2);
+    for (tensor, value) in drawn.kept() {
+        assert!(value.equal(&recorded[tensor]), "{tensor} to the bit");
+    }
 }

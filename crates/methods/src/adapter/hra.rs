@@ -1,0 +1,206 @@
+//! HRA: `y = W H x + b` with `H` a product of `r` Householder reflections `I - 2 u u^T / (u^T u)`, which keeps the frozen
+//! weight's singular values.
+//!
+//! With an even `r` the vectors begin in equal pairs, whose reflections cancel. `apply_GS` makes the vectors orthogonal
+//! first (Gram-Schmidt); equal pairs have no orthogonal ones, so they begin apart then, where PEFT divides by the length
+//! of what rounding leaves. The reflections are applied to the input, in float32, and rounded to the base's precision.
+//! Attaches to linear sites that are stored output first, as PEFT's does.
+//!
+//! Yuan, Liu, Xu, *Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder Reflection Adaptation*,
+//! 2024.
+
+use pleach_base::{Result, code};
+use pleach_nn::{BackboneConfig, Init, Role, Site};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::common::{
+    Layers, Selection, Targets, parameter, peft_config, plain_linear, positive, query_value, sample_job, usual_init,
+};
+use super::{AdapterConfig, Export, Options};
+use crate::card::{Card, Invalid, MethodKind, Status, Sync};
+use crate::options::Later;
+use crate::plan::{Plan, PlannedTensor};
+
+/// Options of HRA.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(deny_unknown_fields)]
+pub struct Config {
+    /// Number of reflections. Odd numbers begin with a changed model.
+    pub r: u32,
+    /// Make the vectors of the reflections orthogonal first.
+    #[serde(rename = "apply_GS")]
+    pub apply_gs: bool,
+    /// Modules.
+    #[serde(flatten)]
+    pub targets: Targets,
+    /// Blocks.
+    #[serde(flatten)]
+    pub layers: Layers,
+    /// Begin with vectors in equal pairs, which leaves the model unchanged; all drawn apart otherwise.
+    pub init_weights: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            r: 8,
+            apply_gs: false,
+            targets: Targets::default(),
+            layers: Layers::default(),
+            init_weights: true,
+        }
+    }
+}
+
+static CARD: Card = Card {
+    name: "hra",
+    kind: MethodKind::Adapter,
+    title: "HRA",
+    summary: "Turns the input of linear maps by a chain of trained Householder reflections.",
+    formula: "`y = W H_1 .. H_r x + b` with `H = I - 2 u u^T / (u^T u)`; the `u` begin in equal pairs.",
+    paper: "Yuan, Liu, Xu, Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder Reflection \
+            Adaptation, 2024 (arXiv:2405.17484)",
+    status: Status::Stable,
+    roles: ROLES,
+    sync: &[Sync::MeanGrads],
+    mergeable: true,
+    identity_at_init: true,
+    peft_type: Some("HRA"),
+    sample_job: sample_job!("hra", ", r: 8, target_modules: all-linear"),
+    invalid: &[
+        Invalid { options: r#"{"r": 0}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"apply_GS": 1}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"bias": "hra_only"}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+        Invalid { options: r#"{"apply_gs": true}"#, code: code::UNKNOWN_KEY },
+    ],
+};
+
+const ROLES: &[Role] = &[Role::Linear, Role::Head];
+
+impl Options for Config {
+    const CARD: &'static Card = &CARD;
+
+    const LATER: &'static [Later] = &[Later::off("bias", "\"none\"")];
+
+    fn validate(&self) -> Result<()> {
+        positive("r", self.r)
+    }
+}
+
+impl Config {
+    fn tensor(&self, site: &Site) -> Result<PlannedTensor> {
+        plain_linear(site, CARD.title)?;
+        let r = self.r as usize;
+        let in_pairs = self.init_weights && !self.apply_gs && r.is_multiple_of(2);
+        let init = if in_pairs { Init::Derived } else { usual_init(r) };
+        Ok(parameter(site, "hra_u", [site.dims.input, r], init))
+    }
+}
+
+impl AdapterConfig for Config {
+    fn card(&self) -> &'static Card {
+        &CARD
+    }
+
+    fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
+        let selection =
+            Selection { targets: &self.targets, layers: Some(&self.layers), roles: ROLES, default: query_value };
+        selection.plan(model, |site| Ok([self.tensor(site)?]))
+    }
+
+    fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value> {
+        peft_config(self, Some(&self.targets), model, plan, export)
+    }
+
+    #[cfg(feature = "torch")]
+    fn hooks(&self, parts: &super::Parts<'_>) -> Result<super::Hooks> {
+        run::hooks(self, parts)
+    }
+
+    /// Equal pairs.
+    #[cfg(feature = "torch")]
+    fn initial(
+        &self,
+        tensor: &PlannedTensor,
+        base: &dyn pleach_nn::Backbone,
+        key: pleach_base::rng::Key,
+    ) -> Result<tch::Tensor> {
+        let half = self.r as usize / 2;
+        let drawn = pleach_nn::draw(usual_init(half), key, &[tensor.shape[0], half], base.device());
+        let drawn = drawn.ok_or_else(|| code::INTERNAL.error("a uniform beginning is drawn"))?;
+        Ok(drawn.repeat_interleave_self_int(2, 1, None))
+    }
+}
+
+#[cfg(feature = "torch")]
+mod run {
+    use pleach_base::Result;
+    use pleach_nn::{BaseOp, OpWeights, Site, SiteCx, SiteHook};
+    use tch::{Kind, Tensor};
+
+    use super::Config;
+    use crate::adapter::common::{at_sites, dense, with_weight};
+    use crate::adapter::{Hooks, Parts, SiteMethod};
+
+    struct Hra {
+        u: Tensor, // [in, r]
+        orthogonal: bool,
+    }
+
+    pub(super) fn hooks(config: &Config, parts: &Parts<'_>) -> Result<Hooks> {
+        at_sites(parts, |site| {
+            Ok(Hra { u: parts.part(site.id, "hra_u")?.shallow_clone(), orthogonal: config.apply_gs })
+        })
+    }
+
+    /// `v` `[in]` with length one.
+    fn unit(v: &Tensor) -> Tensor {
+        v / v.norm()
+    }
+
+    /// The part of `x` `[.., in]` along the unit vector `u` `[in]`.
+    fn along(x: &Tensor, u: &Tensor) -> Tensor {
+        x.matmul(u).unsqueeze(-1) * u
+    }
+
+    impl Hra {
+        /// The unit vectors of the reflections, in order.
+        fn vectors(&self) -> Vec<Tensor> {
+            let mut units: Vec<Tensor> = Vec::new();
+            for column in self.u.unbind(1) {
+                let rest = if self.orthogonal {
+                    units.iter().fold(column, |rest, known| &rest - along(&rest, known))
+                } else {
+                    column
+                };
+                units.push(unit(&rest));
+            }
+            units
+        }
+    }
+
+    impl SiteHook for Hra {
+        fn shares_base(&self) -> bool {
+            false
+        }
+
+        fn around(&self, _: &SiteCx<'_>, mut x: Vec<Tensor>, base: &BaseOp<'_>) -> Vec<Tensor> {
+            let kind = x[0].kind();
+            let turned = self.vectors().iter().rev().fold(x[0].to_kind(Kind::Float), |x, u| &x - along(&x, u) * 2.0);
+            x[0] = turned.to_kind(kind);
+            base.run(&x)
+        }
+    }
+
+    impl SiteMethod for Hra {
+        fn merged(&self, site: &Site, base: &OpWeights) -> Option<OpWeights> {
+            let _no_grad = tch::no_grad_guard();
+            let weight = self.vectors().iter().fold(dense(site, base), |weight, u| &weight - along(&weight, u) * 2.0);
+            Some(with_weight(site, base, &weight))
+        }
+    }
+}

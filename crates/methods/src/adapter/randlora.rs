@@ -1,0 +1,281 @@
+//! RandLoRA: `y = W x + b + s B diag(..) A drop(x)` of full rank, a sum of `n` low-rank products whose factors are frozen
+//! and random, shared by all modules, and weighted by two trained tensors, `lambda` `[r, n]` and `gamma` `[n, min]`, with
+//! `s = randlora_alpha / r`, `n` the least number of ranks `r` that make up the smaller width `min`.
+//!
+//! `A` is `[r, 1, min]` and `B` `[max, n, r]` for the largest module; others use their first entries. Products are of
+//! `A` flattened with `r` outermost and `B` with `n` outermost, as in PEFT, whose files this reads. PEFT draws both from
+//! PyTorch's generator, in bfloat16 unless they are sparse, and so do we. Products are float32, the result is rounded to
+//! the base's precision.
+//!
+//! Albert et al., *RandLoRA: Full-rank Parameter-Efficient Fine-Tuning of Large Models*, 2025.
+
+use pleach_base::{Result, code};
+use pleach_nn::{BackboneConfig, Dims, Init, Role, Site};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::common::{
+    Layers, Selection, Targets, parameter, positive, positive_number, query_value, sample_job, share, shared_tensor,
+    without_exclude,
+};
+use super::{AdapterConfig, Export, Options};
+use crate::card::{Card, Invalid, MethodKind, Status, Sync};
+use crate::options::Later;
+use crate::plan::{Plan, PlannedTensor};
+
+/// Options of RandLoRA.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(deny_unknown_fields)]
+pub struct Config {
+    /// Rank of each product. A larger one means fewer products and fewer parameters.
+    pub r: u32,
+    /// Modules.
+    #[serde(flatten)]
+    pub targets: Targets,
+    /// Blocks.
+    #[serde(flatten)]
+    pub layers: Layers,
+    /// Seed of the shared factors.
+    pub projection_prng_key: i64,
+    /// Save the shared factors with the adapter; they are drawn again from the seed otherwise.
+    pub save_projection: bool,
+    /// Factors of -1, 0 and 1, zero two times out of three.
+    pub sparse: bool,
+    /// The same with even more zeros: a share of one over the root of the smaller width is left.
+    pub very_sparse: bool,
+    /// Share of inputs that are dropped in training.
+    pub randlora_dropout: f64,
+    /// Whether weights are stored input first. Known from the model; the value is not used.
+    pub fan_in_fan_out: bool,
+    /// Numerator of the scaling.
+    pub randlora_alpha: f64,
+    /// Begin with `lambda` at zero, which leaves the model unchanged; drawn otherwise.
+    pub init_weights: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            r: 32,
+            targets: Targets::default(),
+            layers: Layers::default(),
+            projection_prng_key: 0,
+            save_projection: true,
+            sparse: false,
+            very_sparse: false,
+            randlora_dropout: 0.0,
+            fan_in_fan_out: false,
+            randlora_alpha: 640.0,
+            init_weights: true,
+        }
+    }
+}
+
+static CARD: Card = Card {
+    name: "randlora",
+    kind: MethodKind::Adapter,
+    title: "RandLoRA",
+    summary: "Adds a full-rank sum of random low-rank products with trained weights to linear maps.",
+    formula: "`y = W x + b + (randlora_alpha / r) sum_n B_n diag(lambda_n) A diag(gamma_n) x`; `A` and `B` are frozen, \
+              random and shared, `lambda` begins at zero.",
+    paper: "Albert et al., RandLoRA: Full-rank Parameter-Efficient Fine-Tuning of Large Models, 2025 (arXiv:2502.00987)",
+    status: Status::Stable,
+    roles: ROLES,
+    sync: &[Sync::MeanGrads],
+    mergeable: true,
+    identity_at_init: true,
+    peft_type: Some("RANDLORA"),
+    sample_job: sample_job!("randlora", ", r: 16, randlora_alpha: 320"),
+    invalid: &[
+        Invalid { options: r#"{"r": 0}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"randlora_alpha": 0}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"randlora_dropout": 1.0}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"bias": "randlora_only"}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+        Invalid { options: r#"{"d_initial": 0.1}"#, code: code::UNKNOWN_KEY },
+    ],
+};
+
+const ROLES: &[Role] = &[Role::Linear, Role::Head];
+const A: &str = "base_model.randlora_A";
+const B: &str = "base_model.randlora_B";
+
+impl Options for Config {
+    const CARD: &'static Card = &CARD;
+
+    const LATER: &'static [Later] = &[Later::off("bias", "\"none\"")];
+
+    fn validate(&self) -> Result<()> {
+        positive("r", self.r)?;
+        positive_number("randlora_alpha", self.randlora_alpha)?;
+        share("randlora_dropout", self.randlora_dropout)
+    }
+}
+
+/// The smaller and the larger width.
+fn widths(dims: Dims) -> (usize, usize) {
+    (dims.input.min(dims.output), dims.input.max(dims.output))
+}
+
+impl Config {
+    fn tensors(&self, site: &Site) -> [PlannedTensor; 2] {
+        let (r, (least, _)) = (self.r as usize, widths(site.dims));
+        let products = least.div_ceil(r);
+        let lambda = if self.init_weights { Init::Zeros } else { Init::Normal { std: 1.0 } };
+        [
+            parameter(site, "randlora_lambda", [r, products], lambda),
+            parameter(site, "randlora_gamma", [products, least], Init::Derived),
+        ]
+    }
+}
+
+impl AdapterConfig for Config {
+    fn card(&self) -> &'static Card {
+        &CARD
+    }
+
+    fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
+        let selection =
+            Selection { targets: &self.targets, layers: Some(&self.layers), roles: ROLES, default: query_value };
+        let mut plan = selection.plan(model, |site| Ok(self.tensors(site)))?;
+        let dims = || plan.sites.iter().map(|id| model.sites()[*id].dims);
+        let input = dims().map(|dims| dims.input).max().unwrap_or_default();
+        let output = dims().map(|dims| dims.output).max().unwrap_or_default();
+        let (r, (least, most)) = (self.r as usize, (input.min(output), input.max(output)));
+        let pair = [(A, "randlora_A", vec![r, 1, least]), (B, "randlora_B", vec![most, least.div_ceil(r), r])];
+        let pair = pair.map(|(name, part, shape)| shared_tensor(&plan, name, part, shape, self.save_projection));
+        plan.tensors.extend(pair.into_iter().flatten());
+        Ok(plan)
+    }
+
+    fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value> {
+        without_exclude(self, &self.targets, model, plan, export)
+    }
+
+    #[cfg(feature = "torch")]
+    fn hooks(&self, parts: &super::Parts<'_>) -> Result<super::Hooks> {
+        run::hooks(self, parts)
+    }
+
+    #[cfg(feature = "torch")]
+    fn initial(
+        &self,
+        tensor: &PlannedTensor,
+        base: &dyn pleach_nn::Backbone,
+        _: pleach_base::rng::Key,
+    ) -> Result<tch::Tensor> {
+        run::initial(self, tensor, base)
+    }
+}
+
+#[cfg(feature = "torch")]
+mod run {
+    use pleach_base::Result;
+    use pleach_nn::{Backbone, SiteCx};
+    use tch::{Kind, Tensor};
+
+    use super::{A, B, Config, widths};
+    use crate::adapter::common::{Added, Addition, Dropout, at_sites, sizes};
+    use crate::adapter::{AdapterConfig, Hooks, Parts};
+    use crate::mersenne::Mersenne;
+    use crate::plan::PlannedTensor;
+
+    struct RandLora {
+        a: Tensor,      // [r, 1, least]
+        b: Tensor,      // [most, n * r]
+        lambda: Tensor, // [r, n]
+        gamma: Tensor,  // [n, least]
+        narrow_input: bool,
+        scaling: f64,
+        dropout: Dropout,
+    }
+
+    pub(super) fn hooks(config: &Config, parts: &Parts<'_>) -> Result<Hooks> {
+        let shared = |name| Ok(parts.get(name)?.to_kind(Kind::Float));
+        let (a, b): (Tensor, Tensor) = (shared(A)?, shared(B)?);
+        at_sites(parts, |site| {
+            let lambda = parts.part(site.id, "randlora_lambda")?.shallow_clone();
+            let (least, most) = widths(site.dims);
+            Ok(Added(RandLora {
+                a: a.narrow(2, 0, least as i64),
+                b: b.narrow(0, 0, most as i64).narrow(1, 0, lambda.size()[1]).flatten(1, 2),
+                lambda,
+                gamma: parts.part(site.id, "randlora_gamma")?.shallow_clone(),
+                narrow_input: site.dims.input == least,
+                scaling: config.randlora_alpha / f64::from(config.r),
+                dropout: Dropout::new(config.randlora_dropout, parts.key, "randlora_dropout", &site.path),
+            }))
+        })
+    }
+
+    impl RandLora {
+        /// `[inner, in]` and `[out, inner]`.
+        fn factors(&self) -> (Tensor, Tensor) {
+            let a = (self.lambda.unsqueeze(-1) * &self.a * self.gamma.unsqueeze(0)).flatten(0, 1); // [r * n, least]
+            let b = self.b.shallow_clone();
+            if self.narrow_input { (a, b) } else { (b.tr(), a.tr()) }
+        }
+    }
+
+    impl Addition for RandLora {
+        fn added(&self, cx: &SiteCx<'_>, x: &Tensor) -> Tensor {
+            let (first, second) = self.factors();
+            let inner = self.dropout.apply(cx, x).linear(&first, None::<&Tensor>);
+            inner.linear(&second, None::<&Tensor>) * self.scaling
+        }
+
+        fn delta(&self) -> Tensor {
+            let (first, second) = self.factors();
+            second.matmul(&first) * self.scaling
+        }
+    }
+
+    pub(super) fn initial(config: &Config, tensor: &PlannedTensor, base: &dyn Backbone) -> Result<Tensor> {
+        if tensor.part == "randlora_gamma" {
+            let most = if config.init_weights {
+                tensor.shape.iter().copied().max().unwrap_or(1)
+            } else {
+                widths(base.config().sites()[tensor.site].dims).1
+            };
+            return Ok(Tensor::full(sizes(tensor), 1.0 / most as f64, (Kind::Float, base.device())));
+        }
+        let plan = config.plan(base.config())?;
+        let first = plan.named(A);
+        let mut generator = Mersenne::seed(config.projection_prng_key);
+        if tensor.name == B {
+            generator.skip(first.map_or(0, PlannedTensor::numel));
+        }
+        let least = first.and_then(|first| first.shape.last()).map_or(1.0, |least| *least as f64);
+        let values = match (config.very_sparse, config.sparse) {
+            (true, _) => sparse(&mut generator, tensor, least.sqrt()),
+            (false, true) => sparse(&mut generator, tensor, 3.0),
+            (false, false) => dense(&mut generator, tensor),
+        };
+        // As PEFT does, in the kind that they were drawn in: the deviation is rounded to it as well.
+        let scaled = &values / values.std(true);
+        Ok(scaled.to_kind(Kind::Float).to_device(base.device()))
+    }
+
+    /// Kaiming uniform in bfloat16; `B` is drawn a product at a time.
+    fn dense(generator: &mut Mersenne, tensor: &PlannedTensor) -> Tensor {
+        let (rows, products, inner) = (tensor.shape[0], tensor.shape[1], tensor.shape[2]);
+        let bound = (1.0 / (inner as f64).sqrt()) as f32;
+        let drawn = generator.uniform_bf16(rows * products * inner, -bound, bound);
+        let by_product = Tensor::from_slice(&drawn).reshape([products as i64, rows as i64, inner as i64]);
+        by_product.transpose(0, 1).contiguous().to_kind(Kind::BFloat16)
+    }
+
+    /// -1 and 1 with a chance of `1 / (2 sparsity)` each.
+    fn sparse(generator: &mut Mersenne, tensor: &PlannedTensor, sparsity: f64) -> Tensor {
+        let edge = 1.0 / (2.0 * sparsity);
+        let sign = |draw: f32| match f64::from(draw) {
+            low if low < edge => -1.0,
+            high if high > 1.0 - edge => 1.0,
+            _ => 0.0f32,
+        };
+        let drawn = generator.uniform(tensor.shape.iter().product(), 0.0, 1.0);
+        Tensor::from_slice(&drawn.into_iter().map(sign).collect::<Vec<_>>()).reshape(sizes(tensor))
+    }
+}
