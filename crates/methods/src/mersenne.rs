@@ -62,9 +62,9 @@ impl Mersenne {
         }
     }
 
-    /// `torch.empty(count).uniform_(low, high)` in float32.
+    /// `torch.empty(count).uniform_(low, high)` in float32, with PyTorch's fused product and sum.
     pub(crate) fn uniform(&mut self, count: usize, low: f32, high: f32) -> Vec<f32> {
-        let draw = |bits: u32| (bits & 0x00ff_ffff) as f32 * (1.0 / 16_777_216.0) * (high - low) + low;
+        let draw = |bits: u32| ((bits & 0x00ff_ffff) as f32 * (1.0 / 16_777_216.0)).mul_add(high - low, low);
         (0..count).map(|_| draw(self.next_u32())).collect()
     }
 

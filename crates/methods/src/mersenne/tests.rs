@@ -14,6 +14,13 @@ fn uniform_draws_are_pytorchs() {
 }
 
 #[test]
+fn products_and_sums_are_rounded_once() {
+    let drawn = Mersenne::seed(0).uniform(336, -0.327_326_83, 0.327_326_83);
+    assert_eq!(drawn[..3], [-0.002_450_637f32, 0.175_592_38, -0.269_404_77]);
+    assert_eq!(drawn[5], 0.087_775_104, "rounded twice, these would be neighbours");
+}
+
+#[test]
 fn bfloat16_draws_are_pytorchs() {
     let drawn = Mersenne::seed(3).uniform_bf16(6, -0.3, 0.7);
     assert_eq!(drawn, [0.113_281_25, 0.292_968_75, 0.671_875, 0.210_937_5, 0.417_968_75, 0.480_468_75]);
