@@ -9,3 +9,4 @@ mod files;
 mod groups;
 mod parity;
 mod support;
+mod zoo;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use pleach_base::rng::Key;
 use pleach_methods::{Adapter, AdapterConfig, MethodKind, Room, find, import};
 use pleach_nn::{
-    Backbone, BackboneConfig, Forward, Group, HeadOptions, Inputs, Layout, ModelDir, Precision, TensorFile, configure,
-    tensor_from_entry,
+    Backbone, BackboneConfig, Forward, Group, HeadOptions, Inputs, Layout, ModelDir, Output, Precision, Reads, Source,
+    TensorFile, configure, tensor_from_entry,
 };
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -46,14 +46,20 @@ impl Model {
     }
 
     pub(crate) fn run_at(&self, batch: &Batch, groups: &[Group<'_>], train: bool, step: u64) -> Tensor {
-        let cx = Forward { train, step, ..Forward::eval(self.config.sites(), &batch.layout, groups) };
-        self.backbone.forward(&cx, &batch.inputs).tensor().shallow_clone()
+        let cx = Forward::eval(self.config.sites(), &batch.layout, groups).beside(batch.second.as_ref());
+        match self.backbone.forward(&Forward { train, step, ..cx }, &batch.inputs) {
+            // Row by row, where similarities would couple the batch.
+            Output::Pair(pair) => Tensor::cat(&[&pair.text, &pair.image], -1) * &pair.scale,
+            output => output.tensor().shallow_clone(),
+        }
     }
 }
 
 pub(crate) struct Batch {
     pub(crate) layout: Layout,
+    pub(crate) second: Option<Layout>,
     pub(crate) inputs: Inputs,
+    pub(crate) reads: Reads,
 }
 
 impl Batch {
@@ -63,7 +69,7 @@ impl Batch {
         let lengths: Vec<usize> = lengths.into_iter().map(|n| n as usize).collect();
         let samples = (0..lengths.len() as u64).collect();
         let layout = Layout::padded(lengths, mask.size()[1] as usize, samples, Device::Cpu);
-        Self { layout, inputs: Inputs::ids(ids.shallow_clone()) }
+        Self::text(layout, ids.shallow_clone())
     }
 
     /// Sequences of these lengths, padded to `width` or packed; tokens depend on sample and position alone, the second
@@ -80,34 +86,54 @@ impl Batch {
         let ids = Tensor::from_slice(&ids);
         let (lengths, samples) = (lengths.to_vec(), samples.to_vec());
         match width {
-            Some(width) => Self {
-                inputs: Inputs::ids(ids.reshape([lengths.len() as i64, width as i64])),
-                layout: Layout::padded(lengths, width, samples, Device::Cpu),
-            },
-            None => Self { layout: Layout::packed(lengths, samples, Device::Cpu), inputs: Inputs::ids(ids) },
+            Some(width) => {
+                let ids = ids.reshape([lengths.len() as i64, width as i64]);
+                Self::text(Layout::padded(lengths, width, samples, Device::Cpu), ids)
+            }
+            None => Self::text(Layout::packed(lengths, samples, Device::Cpu), ids),
         }
+    }
+
+    fn text(layout: Layout, ids: Tensor) -> Self {
+        Self { layout, second: None, inputs: Inputs::ids(ids), reads: Reads::TEXT }
     }
 
     /// The same batch with room for an adapter's virtual tokens.
     pub(crate) fn room(&self, config: &dyn AdapterConfig) -> Self {
-        let room = Room::same(&self.layout, config.virtual_tokens());
-        let inputs = room.inputs(&self.inputs, &["input_ids"]);
-        Self { inputs, layout: room.into_layout() }
+        let tokens = config.virtual_tokens();
+        let first = Room::same(&self.layout, tokens.in_first(self.second.is_some()));
+        let inputs = first.inputs(&self.inputs, &[self.reads.first.name()]);
+        let second = self.second.as_ref().map(|second| Room::same(second, tokens.in_second()).into_layout());
+        Self { inputs, layout: first.into_layout(), second, reads: self.reads.clone() }
     }
 
     pub(crate) fn rows(&self, rows: std::ops::Range<usize>) -> Self {
-        let ids = self.layout.narrow(self.inputs.get("input_ids").unwrap(), rows.clone());
-        Self { layout: self.layout.rows(rows), inputs: Inputs::ids(ids) }
+        let cut = |(name, tensor): (&String, &Tensor)| {
+            let of = |source: &Source| source.name() == name.as_str();
+            let part = match (self.reads.sources().find(|source| of(source)), &self.second) {
+                (Some(Source::Fixed { .. }), _) => tensor.narrow(0, rows.start as i64, rows.len() as i64),
+                (_, Some(second)) if !of(&self.reads.first) => second.narrow(tensor, rows.clone()),
+                _ => self.layout.narrow(tensor, rows.clone()),
+            };
+            (name.clone(), part)
+        };
+        Self {
+            inputs: Inputs(self.inputs.0.iter().map(cut).collect()),
+            layout: self.layout.rows(rows.clone()),
+            second: self.second.as_ref().map(|second| second.rows(rows.clone())),
+            reads: self.reads.clone(),
+        }
     }
 
-    /// The rows of real tokens, in order; class logits as they are.
+    /// The rows of real tokens (those of the decoder, where there is one), in order; one row a sequence as it is.
     pub(crate) fn real(&self, output: &Tensor) -> Tensor {
-        let per_token = output.size()[..output.dim() - 1] == self.layout.shape();
+        let layout = self.second.as_ref().filter(|_| self.reads.shift.is_some()).unwrap_or(&self.layout);
+        let per_token = output.size()[..output.dim() - 1] == layout.shape();
         if !per_token {
             return output.shallow_clone();
         }
         let flat = if output.dim() == 3 { output.flatten(0, 1) } else { output.shallow_clone() };
-        let rows = (0..self.layout.sequences()).flat_map(|i| self.layout.token_range(i)).map(|t| t as i64);
+        let rows = (0..layout.sequences()).flat_map(|i| layout.token_range(i)).map(|t| t as i64);
         flat.index_select(0, &Tensor::from_slice(&rows.collect::<Vec<_>>()))
     }
 }
@@ -115,12 +141,6 @@ impl Batch {
 pub(crate) fn parse(method: &str, options: &Value) -> Arc<dyn AdapterConfig> {
     let method = find(MethodKind::Adapter, method).unwrap();
     method.parse(options.as_object().unwrap(), "adapter").unwrap().into()
-}
-
-/// The options with which a method is tested.
-pub(crate) fn example(method: &str) -> Arc<dyn AdapterConfig> {
-    let options = find(MethodKind::Adapter, method).unwrap().example();
-    parse(method, &serde_json::from_str(options).unwrap())
 }
 
 pub(crate) fn fresh(model: &Model, config: &Arc<dyn AdapterConfig>, key: Key) -> Adapter {
