@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use pleach_base::rng::Key;
 use pleach_base::{Result, code};
-use pleach_nn::{Backbone, HookSet, Init, OpWeights, ParamTree, Site, SiteHook, SiteId, Sites, draw};
+use pleach_nn::{Backbone, BackboneConfig, HookSet, Init, OpWeights, ParamTree, Site, SiteHook, SiteId, Sites, draw};
+use serde_json::{Map, Value};
 use tch::Tensor;
 
 use super::saved::Saved;
-use super::{AdapterConfig, StepInfo};
+use super::{AdapterConfig, Export, StepInfo};
 use crate::import::{check, frozen_copy};
 use crate::plan::{Keep, Plan, PlannedTensor};
 
@@ -206,6 +207,25 @@ impl Adapter {
         }
         let in_file = self.plan.tensors.iter().filter(|tensor| tensor.in_file());
         in_file.map(|tensor| Ok((tensor.name.clone(), parts.get(&tensor.name)?.detach()))).collect()
+    }
+
+    /// `adapter_config.json` of these tensors.
+    ///
+    /// # Errors
+    /// As [`AdapterConfig::exported_config`].
+    pub fn adapter_config(&self, model: &dyn BackboneConfig, export: &Export<'_>) -> Result<Map<String, Value>> {
+        let mut fields = self.config.adapter_config(model, &self.plan, export);
+        fields.extend(self.exported_config()?);
+        Ok(fields)
+    }
+
+    /// The fields of `adapter_config.json` that depend on its tensors.
+    ///
+    /// # Errors
+    /// As [`AdapterConfig::exported_config`].
+    pub fn exported_config(&self) -> Result<Map<String, Value>> {
+        let _no_grad = tch::no_grad_guard();
+        self.config.exported_config(&self.parts())
     }
 
     /// The weights of every site it acts on with the adapter folded in, as float32.

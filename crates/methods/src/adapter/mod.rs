@@ -37,6 +37,7 @@ macro_rules! registry {
 }
 
 registry! {
+    adalora,
     bottleneck,
     compacter,
     fourierft,
@@ -172,6 +173,16 @@ pub trait AdapterConfig: Debug + Send + std::marker::Sync {
     #[cfg(feature = "torch")]
     fn after_step(&self, _parts: &Parts<'_>, _step: StepInfo) -> Result<()> {
         Ok(())
+    }
+
+    /// Fields of `adapter_config.json` that depend on tensors: they stand in for those of
+    /// [`AdapterConfig::adapter_config`].
+    ///
+    /// # Errors
+    /// `INTERNAL` when a planned tensor is not there.
+    #[cfg(feature = "torch")]
+    fn exported_config(&self, _parts: &Parts<'_>) -> Result<Map<String, Value>> {
+        Ok(Map::new())
     }
 
     /// The tensors of `adapter_model.safetensors`, when they are not the planned ones.

@@ -53,6 +53,24 @@ fn the_configuration_written_is_the_one_that_peft_wrote(#[case] name: &str) {
     }
 }
 
+/// Ranks that AdaLoRA took away are in no tensor, and `rank_pattern` says which they were: as read, so written.
+#[test]
+fn ranks_that_were_taken_away_stay_away() {
+    let model = model("adalora-allocates", Precision::Fp32);
+    let folder = case("adalora-allocates").join("trained");
+    let adapter = crate::support::imported(&model, &folder);
+    let shapes = |list: Vec<(String, Vec<i64>)>| list.into_iter().collect::<std::collections::BTreeMap<_, _>>();
+    let theirs = crate::support::tensors(&folder.join("adapter_model.safetensors"));
+    let theirs = shapes(theirs.into_iter().map(|(name, tensor)| (name, tensor.size())).collect());
+    assert!(theirs.values().any(|shape| shape.contains(&0)), "one site has lost all its ranks");
+    let ours = adapter.exported().unwrap();
+    assert_eq!(shapes(ours.into_iter().map(|(name, tensor)| (name, tensor.size())).collect()), theirs);
+    let written = adapter.adapter_config(&*model.config, &Export { base: "../model" }).unwrap();
+    let recorded = read(&folder.join("adapter_config.json"));
+    assert_eq!(written["rank_pattern"], recorded["rank_pattern"]);
+    assert_eq!(written.keys().collect::<Vec<_>>(), recorded.keys().collect::<Vec<_>>());
+}
+
 /// A copy of a recorded adapter with its tensors or configuration changed.
 fn changed(
     tensors: impl Fn(&mut Vec<(String, Vec<usize>, Vec<u8>)>),

@@ -171,6 +171,9 @@ pub(crate) fn all<'a>(batch: &Batch, adapter: &'a Adapter) -> [Group<'a>; 1] {
 
 pub(crate) fn distance(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
+    if a.numel() == 0 {
+        return 0.0;
+    }
     (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
 }
 

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::common::{Bias, Layers, Selection, Targets, biases, peft_config, positive, query_value, refuse, share};
+pub(crate) use self::peft::LATER as LATER_OF_LORA;
 pub use self::start::InitWeights;
 use self::start::Start;
 use super::{AdapterConfig, Export, Options};
@@ -138,7 +139,7 @@ const ROLES: &[Role] = &[Role::Linear, Role::Head, Role::Embed, Role::Conv];
 impl Options for Config {
     const CARD: &'static Card = &CARD;
 
-    const LATER: &'static [Later] = peft::LATER;
+    const LATER: &'static [Later] = LATER_OF_LORA;
 
     fn validate(&self) -> Result<()> {
         let ranks = || self.rank_pattern.iter().map(|(name, r)| (format!("rank_pattern.{name}"), *r));

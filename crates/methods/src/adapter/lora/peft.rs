@@ -3,7 +3,7 @@
 use crate::options::Later;
 
 /// By name, with PEFT's defaults.
-pub(super) const LATER: &[Later] = &[
+pub(crate) const LATER: &[Later] = &[
     Later::new("alora_invocation_tokens"),
     Later::new("arrow_config"),
     Later::new("corda_config"),
