@@ -5,6 +5,7 @@
 //! Not here: backbones (crate `pleach-nn`), training (crate `pleach-train`), stores.
 
 pub mod adapter;
+pub mod adapterhub;
 mod card;
 mod explain;
 mod import;

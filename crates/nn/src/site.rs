@@ -58,6 +58,8 @@ pub enum Part {
     Down,
     /// Attention as a whole.
     Attention,
+    /// Attention to another stack's output, as a whole.
+    CrossAttention,
     /// The feed-forward part as a whole.
     FeedForward,
     /// None of these.

@@ -108,6 +108,7 @@ fn environment(paths: &Paths, interop: bool) -> Result<Vec<(&'static str, PathBu
     let mut env = vec![("PLEACH_MINILM", setup::minilm(paths)?)];
     if interop {
         env.push(("PLEACH_INTEROP_PYTHON", interop::python(paths)?));
+        env.push(("PLEACH_ADAPTERS_PYTHON", interop::adapters_python(paths)?));
     }
     Ok(env)
 }

@@ -109,6 +109,10 @@ impl AdapterConfig for Config {
         own_config(&CARD, self, model, export)
     }
 
+    fn bottleneck(&self) -> Option<Bn> {
+        Some(self.inner().bn)
+    }
+
     #[cfg(feature = "torch")]
     fn hooks(&self, parts: &super::Parts<'_>) -> Result<super::Hooks> {
         self.inner().hooks(parts)

@@ -123,7 +123,7 @@ pub trait AdapterConfig: Debug + Send + std::marker::Sync {
     fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value>;
 
     /// Its options as AdapterHub's bottleneck adapter, if it is one.
-    fn bottleneck(&self) -> Option<&bottleneck::Bn> {
+    fn bottleneck(&self) -> Option<bottleneck::Bn> {
         None
     }
 

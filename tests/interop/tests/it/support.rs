@@ -21,9 +21,18 @@ pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// Runs a script of `py/` and returns the JSON object that it prints last.
+/// Runs a script of `py/` and returns the JSON value that it prints last.
 pub(crate) fn python(script: &str, args: &[&str], env: &[(&str, &str)]) -> Value {
-    let mut command = Command::new(variable("PLEACH_INTEROP_PYTHON"));
+    python_of("PLEACH_INTEROP_PYTHON", script, args, env)
+}
+
+/// The same in the environment of AdapterHub's library.
+pub(crate) fn adapters_python(script: &str, args: &[&str]) -> Value {
+    python_of("PLEACH_ADAPTERS_PYTHON", script, args, &[])
+}
+
+fn python_of(interpreter: &str, script: &str, args: &[&str], env: &[(&str, &str)]) -> Value {
+    let mut command = Command::new(variable(interpreter));
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("py").join(script)).args(args);
     command.envs(env.iter().copied()).env("HF_HUB_OFFLINE", "1").env("TRANSFORMERS_VERBOSITY", "error");
     command.env("PYTHONDONTWRITEBYTECODE", "1");

@@ -163,8 +163,8 @@ impl<K: Kind> AdapterConfig for Of<K> {
         own_config(K::CARD, self, model, export)
     }
 
-    fn bottleneck(&self) -> Option<&Bn> {
-        Some(&self.bn)
+    fn bottleneck(&self) -> Option<Bn> {
+        Some(self.bn.clone())
     }
 
     #[cfg(feature = "torch")]

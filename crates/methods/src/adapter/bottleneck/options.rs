@@ -2,6 +2,7 @@
 
 use indexmap::IndexMap;
 use pleach_base::Result;
+use pleach_nn::BackboneConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -314,5 +315,18 @@ impl Bn {
         let step = if self.phm_layer { self.phm_dim } else { 1 };
         let width = (hidden as f64 / factor).floor() as usize;
         Ok(width.max(1).next_multiple_of(step))
+    }
+
+    /// Refuses widths that AdapterHub would refuse.
+    pub(crate) fn check_widths(&self, model: &dyn BackboneConfig) -> Result<()> {
+        let plain = Self { phm_layer: false, ..self.clone() };
+        for site in super::plan::sublayers(self, model)? {
+            let (hidden, block) = (site.dims.output, site.block.unwrap_or_default());
+            if self.width(hidden, block)? != plain.width(hidden, block)? {
+                let why = format!("AdapterHub wants a width that phm_dim {} divides; `{}` has none", self.phm_dim, site.path);
+                return Err(refuse("reduction_factor", &why));
+            }
+        }
+        Ok(())
     }
 }

@@ -58,6 +58,7 @@ pub(super) fn sublayers<'m>(bn: &Bn, model: &'m dyn BackboneConfig) -> Result<Ve
     let wanted = |site: &&Site| {
         let on = match site.part {
             Part::Attention => bn.mh_adapter,
+            Part::CrossAttention => bn.cross_adapter,
             Part::FeedForward => bn.output_adapter,
             _ => false,
         };
@@ -77,7 +78,8 @@ pub(super) fn sublayers<'m>(bn: &Bn, model: &'m dyn BackboneConfig) -> Result<Ve
 /// # Errors
 /// As [`sublayers`] and [`coupling::sites`]; `METHOD_CONFIG` for widths that cannot be.
 pub(super) fn plan(bn: &Bn, to_save: Option<&[String]>, model: &dyn BackboneConfig) -> Result<Plan> {
-    if bn.cross_adapter {
+    let crosses = model.sites().with_role(Role::SublayerOut).any(|site| site.part == Part::CrossAttention);
+    if bn.cross_adapter && !crosses {
         return Err(code::METHOD_CONFIG
             .error("cross_adapter: this model has no attention to an encoder")
             .hint("write `cross_adapter: false`"));
