@@ -148,6 +148,25 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// How the tensor is made when no file has it: for a new head on a bare model. Missing is an error otherwise.
     pub fresh: Option<Init>,
+    /// How files may hold it in pieces, if they do.
+    pub pieces: Option<Pieces>,
+}
+
+/// A tensor of experts one behind the other, `[experts, ..]`, that files hold expert by expert, as
+/// `PATH.experts.NUMBER.PART`, the parts one behind the other along the first axis.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pieces {
+    /// What stands before the number, with its last point.
+    pub path: String,
+    /// What stands behind it.
+    pub parts: &'static [&'static str],
+}
+
+impl Pieces {
+    /// Names of the pieces, expert by expert.
+    pub(crate) fn names(&self, experts: usize) -> impl Iterator<Item = Vec<String>> {
+        (0..experts).map(|expert| self.parts.iter().map(|part| format!("{}{expert}.{part}", self.path)).collect())
+    }
 }
 
 /// What a family reads from `config.json`.
@@ -205,7 +224,7 @@ pub trait BackboneConfig: fmt::Debug + Send + Sync {
     /// # Errors
     /// `MODEL_MISMATCH` naming the tensor, with the shape expected and found.
     fn check(&self, dir: &ModelDir) -> Result<()> {
-        self.tensors().iter().try_for_each(|tensor| locate(self.info(), tensor, dir).map(|_| ()))
+        self.tensors().iter().try_for_each(|tensor| find(self.info(), tensor, dir).map(|_| ()))
     }
 
     /// Reads the weights of `dir` and makes a model that runs.
@@ -214,6 +233,37 @@ pub trait BackboneConfig: fmt::Debug + Send + Sync {
     /// `MODEL_MISMATCH` as [`BackboneConfig::check`]; `SAFETENSORS` for elements of a kind that is not read.
     #[cfg(feature = "torch")]
     fn build(&self, dir: &ModelDir, device: tch::Device, precision: Precision) -> Result<Box<dyn Backbone>>;
+}
+
+/// Where the values of a tensor are.
+#[derive(Debug)]
+pub(crate) enum Found<'d> {
+    /// In one entry.
+    Whole(Entry<'d>),
+    /// In the entries of each expert.
+    Pieces(Vec<Vec<Entry<'d>>>),
+    /// Nowhere: it is made anew.
+    Nowhere,
+}
+
+/// A tensor's values in the folder, in one piece or in several.
+pub(crate) fn find<'d>(info: &ModelInfo, tensor: &TensorInfo, dir: &'d ModelDir) -> Result<Found<'d>> {
+    let whole = |found: Option<_>| found.map_or(Found::Nowhere, Found::Whole);
+    let Some(pieces) = &tensor.pieces else { return locate(info, tensor, dir).map(whole) };
+    let (experts, shape) = (tensor.shape[0], &tensor.shape[1..]);
+    let of = |name: String| {
+        let shape = [&[shape[0] / pieces.parts.len()], &shape[1..]].concat();
+        let piece = TensorInfo { name, shape, fresh: Some(Init::Zeros), pieces: None };
+        locate(info, &piece, dir).map(|entry| entry.ok_or(piece.name))
+    };
+    let first = pieces.names(1).flatten().next().map(of).transpose()?;
+    if !matches!(first, Some(Ok(_))) {
+        return locate(info, tensor, dir).map(whole);
+    }
+    let absent =
+        |name: String| code::MODEL_MISMATCH.error(format!("tensor `{name}`: found none in {}", dir.path().display()));
+    let expert = |names: Vec<String>| names.into_iter().map(|name| of(name)?.map_err(absent)).collect();
+    Ok(Found::Pieces(pieces.names(experts).map(expert).collect::<Result<_>>()?))
 }
 
 /// A tensor's entry in the folder, under its own name or as files of the bare model or of another class name it;

@@ -16,7 +16,7 @@ mod run;
 mod site;
 mod target;
 
-pub use backbone::{BackboneConfig, HeadKind, HeadOptions, Init, ModelInfo, Pooling, Precision, TensorInfo};
+pub use backbone::{BackboneConfig, HeadKind, HeadOptions, Init, ModelInfo, Pieces, Pooling, Precision, TensorInfo};
 pub use families::{Family, configure, families, open, write_drawn, write_tiny};
 pub use model::{Entry, ModelDir, TensorFile};
 pub use reads::{Reads, ShiftIds, Source};

@@ -14,6 +14,12 @@ pub enum Role {
     Embed,
     /// An affine map within the model: `[x]` to `[y]`.
     Linear,
+    /// Affine maps of which each token uses some: `[x, experts]`, `x` `[.., k, input]` and the numbers of the `k` maps
+    /// that a token uses, `[.., k]` int64, to `[y]` `[.., k, output]`. The weight is `[maps, output, input]`; the path
+    /// is the parameter's, which PEFT names in `target_parameters`.
+    Experts,
+    /// The affine map that chooses among experts: `[x]` to `[y]`. No module that PEFT could wrap.
+    Router,
     /// An affine map that makes the model's output. `all-linear` leaves it out.
     Head,
     /// A normalisation: `[x]` to `[y]`.
@@ -208,6 +214,8 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Self::Embed => "embed",
             Self::Linear => "linear",
+            Self::Experts => "experts",
+            Self::Router => "router",
             Self::Head => "head",
             Self::Norm => "norm",
             Self::Conv => "conv",

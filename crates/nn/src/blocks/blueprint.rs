@@ -1,6 +1,6 @@
 //! A backbone whose tokens go through one stack of blocks: what most families are.
 
-use super::{EmbedSpec, HeadSpec, LayerSpec, NormSpec, PositionSpec, RotarySpec};
+use super::{EmbedSpec, HeadSpec, LayerSpec, NormSpec, PositionSpec, RelativeSpec, RotarySpec};
 use crate::backbone::{BackboneConfig, ModelInfo, TensorInfo};
 use crate::site::Sites;
 
@@ -22,6 +22,8 @@ pub(crate) struct Trunk {
     pub(crate) positions: Option<PositionSpec>,
     pub(crate) embed_norm: Option<NormSpec>,
     pub(crate) rotary: Option<RotarySpec>,
+    /// A bias by distance that all blocks share.
+    pub(crate) relative: Option<RelativeSpec>,
     pub(crate) layers: Vec<LayerSpec>,
     pub(crate) last_norm: Option<NormSpec>,
 }
@@ -29,8 +31,8 @@ pub(crate) struct Trunk {
 impl Trunk {
     /// Tokens alone, no blocks.
     pub(crate) fn new(tokens: EmbedSpec) -> Self {
-        let (types, positions, embed_norm, rotary) = (None, None, None, None);
-        Self { tokens, types, positions, embed_norm, rotary, layers: Vec::new(), last_norm: None }
+        let (types, positions, embed_norm, rotary, relative) = (None, None, None, None, None);
+        Self { tokens, types, positions, embed_norm, rotary, relative, layers: Vec::new(), last_norm: None }
     }
 }
 
@@ -71,6 +73,7 @@ mod imp {
     use crate::blocks::head::Head;
     use crate::blocks::layer::Layer;
     use crate::blocks::norm::Norm;
+    use crate::blocks::relative::Relative;
     use crate::model::ModelDir;
     use crate::run::{Backbone, Forward, Inputs, OpWeights, Output, State, Weights};
     use crate::site::SiteId;
@@ -84,6 +87,7 @@ mod imp {
         types: Option<Embed>,
         positions: Option<Positions>,
         embed_norm: Option<Norm>,
+        relative: Option<Relative>,
         layers: Vec<Layer>,
         last_norm: Option<Norm>,
         head: Head,
@@ -104,6 +108,7 @@ mod imp {
                 types: trunk.types.map(|spec| Embed::load(spec, sites, &weights)).transpose()?,
                 positions: trunk.positions.map(|spec| Positions::load(spec, sites, &weights)).transpose()?,
                 embed_norm: norm(trunk.embed_norm)?,
+                relative: trunk.relative.map(|spec| Relative::load(spec, sites, &weights)).transpose()?,
                 layers: trunk.layers.iter().map(|spec| Layer::load(spec, sites, &weights)).collect::<Result<_>>()?,
                 last_norm: norm(trunk.last_norm)?,
                 head: Head::load(&config.head, sites, &weights)?,
@@ -124,6 +129,9 @@ mod imp {
             }
             if let Some(positions) = &self.positions {
                 positions.visit(see);
+            }
+            if let Some(relative) = &self.relative {
+                relative.visit(see);
             }
             for norm in self.embed_norm.iter().chain(&self.last_norm) {
                 norm.visit(see);
@@ -164,7 +172,9 @@ mod imp {
                 hidden = norm.run(cx, &hidden);
             }
             let tables = self.config.trunk.rotary.as_ref().map(|rotary| rotary.tables(cx.layout, self.kind));
-            State { hidden, carry: Vec::new(), tables: tables.unwrap_or_default() }
+            // Gradients flow through the bias only where an adapter changes its table.
+            let bias: Vec<_> = self.relative.iter().map(|relative| relative.values(cx)).collect();
+            State { hidden, carry: bias, tables: tables.unwrap_or_default() }
         }
 
         fn block(&self, index: usize, cx: &Forward<'_>, state: State) -> State {

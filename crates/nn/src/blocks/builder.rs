@@ -2,7 +2,7 @@
 
 use indexmap::IndexMap;
 
-use crate::backbone::{Init, TensorInfo};
+use crate::backbone::{Init, Pieces, TensorInfo};
 use crate::site::{Dims, Heads, Part, Role, Site, SiteId, SiteWeight, Sites, WeightLayout};
 
 /// Sites and tensors so far.
@@ -27,8 +27,8 @@ pub(crate) struct Module<'a> {
     pub(crate) bias: bool,
     /// The tensor of the bias where that is not `path.bias`.
     pub(crate) bias_name: Option<&'a str>,
-    /// How many such weights lie one behind the other in one tensor.
-    pub(crate) stacked: Option<usize>,
+    /// How many such weights lie one behind the other in one tensor, and how files may hold them.
+    pub(crate) stacked: Option<(usize, Pieces)>,
 }
 
 impl Module<'_> {
@@ -72,12 +72,13 @@ impl Builder {
             WeightLayout::Plain => vec![dims.output],
             WeightLayout::Conv => [vec![dims.output, dims.input], window.to_vec()].concat(),
         };
-        shape.splice(0..0, stacked);
+        let (count, pieces) = stacked.unzip();
+        shape.splice(0..0, count);
         let name = weight.map_or_else(|| format!("{path}.weight"), str::to_owned);
         let bias = bias.then(|| bias_name.map_or_else(|| format!("{path}.bias"), str::to_owned));
-        self.tensor(&name, shape.clone(), self.fresh);
+        self.tensor(&name, shape.clone(), self.fresh, pieces);
         if let Some(bias) = &bias {
-            self.tensor(bias, vec![dims.output], self.fresh.map(|_| Init::Zeros));
+            self.tensor(bias, vec![dims.output], self.fresh.map(|_| Init::Zeros), None);
         }
         self.push(path, role, part, dims, Some(SiteWeight { name, shape, layout }), bias)
     }
@@ -102,11 +103,11 @@ impl Builder {
 
     /// A tensor that is no module's weight.
     pub(crate) fn parameter(&mut self, name: &str, shape: &[usize]) {
-        self.tensor(name, shape.to_vec(), self.fresh);
+        self.tensor(name, shape.to_vec(), self.fresh, None);
     }
 
-    fn tensor(&mut self, name: &str, shape: Vec<usize>, fresh: Option<Init>) {
-        let info = TensorInfo { name: name.to_owned(), shape, fresh };
+    fn tensor(&mut self, name: &str, shape: Vec<usize>, fresh: Option<Init>, pieces: Option<Pieces>) {
+        let info = TensorInfo { name: name.to_owned(), shape, fresh, pieces };
         self.tensors.entry(name.to_owned()).or_insert(info);
     }
 

@@ -4,10 +4,10 @@
 use pleach_base::Result;
 
 use super::{
-    Activation, AttentionSpec, Core, Draft, Frame, HalfNames, LayerSpec, LinearSpec, LmHead, Maps, MlpSpec, Names,
-    NormKind, NormShape, Order, RotarySpec, Sizes, Trunk,
+    Activation, AttentionSpec, Core, Draft, ExpertsSpec, FeedSpec, Frame, HalfNames, LayerSpec, LinearSpec, LmHead,
+    Maps, MlpSpec, Names, NormKind, NormShape, Order, Rope, RotarySpec, Sizes, SparseSpec, Trunk,
 };
-use crate::backbone::{BackboneConfig, HeadKind, HeadOptions};
+use crate::backbone::{BackboneConfig, HeadKind, HeadOptions, Pieces};
 use crate::blocks::Builder;
 use crate::model::{Config, ModelDir, bad};
 use crate::site::{Heads, Part};
@@ -38,12 +38,26 @@ pub(crate) struct Decoder {
     pub(crate) embed_scale: Option<f64>,
     pub(crate) tied: bool,
     pub(crate) logit_cap: Option<f64>,
+    pub(crate) experts: Option<Experts>,
+}
+
+/// Experts of the feed-forward part.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Experts {
+    pub(crate) count: usize,
+    /// How many a token uses.
+    pub(crate) chosen: usize,
 }
 
 impl Decoder {
     /// Llama's, as `config.json` says.
     pub(crate) fn read(config: Config<'_>) -> Result<Self> {
         let heads = heads(config, None)?;
+        Self::with(config, heads, Rope::whole(heads.dim), "hidden_act")
+    }
+
+    /// The same with heads, rotation and the name of the activation's field.
+    pub(crate) fn with(config: Config<'_>, heads: Heads, rope: Rope, activation: &str) -> Result<Self> {
         let hidden = config.size("hidden_size")?;
         let eps = config.float("rms_norm_eps", 1e-6)?;
         Ok(Self {
@@ -51,7 +65,7 @@ impl Decoder {
             inner: config.size("intermediate_size")?,
             blocks: config.size("num_hidden_layers")?,
             norm: NormShape { kind: NormKind::Rms, width: hidden, eps },
-            activation: Activation::read(config, "hidden_act", "silu")?,
+            activation: Activation::read(config, activation, "silu")?,
             core: Core::new(heads, true),
             windows: Vec::new(),
             qkv_bias: false,
@@ -60,10 +74,11 @@ impl Decoder {
             qk_norm: false,
             fused: false,
             norms: [("input_layernorm", None), ("post_attention_layernorm", None)],
-            rotary: RotarySpec::read(config, heads.dim, 10_000.0)?,
+            rotary: RotarySpec::read(config, rope)?,
             embed_scale: None,
             tied: config.flag("tie_word_embeddings", false)?,
             logit_cap: None,
+            experts: None,
         })
     }
 
@@ -102,7 +117,7 @@ impl Decoder {
         let frame = Frame { path, number: number as u32, order: Order::Pre, norm: self.norm };
         let names = ["self_attn", "mlp"];
         let names = [0, 1].map(|i| HalfNames { module: names[i], norm: self.norms[i].0, after: self.norms[i].1 });
-        frame.layer(b, names, |b| self.attention(b, path, number), |b| self.mlp(b, path))
+        frame.layer(b, names, |b| self.attention(b, path, number), |b| self.feed(b, path))
     }
 
     fn attention(&self, b: &mut Builder, path: &str, number: usize) -> AttentionSpec {
@@ -126,6 +141,30 @@ impl Decoder {
         let shape = NormShape { width: core.heads.dim, ..self.norm };
         let norms = self.qk_norm.then(|| ["q", "k"].map(|name| shape.at(b, format!("{module}.{name}_norm"))));
         AttentionSpec { norms, ..attention }
+    }
+
+    fn feed(&self, b: &mut Builder, path: &str) -> FeedSpec {
+        match self.experts {
+            None => self.mlp(b, path).into(),
+            Some(experts) => self.sparse(b, path, experts).into(),
+        }
+    }
+
+    /// Files of transformers hold experts one by one, under the names of the first release.
+    fn sparse(&self, b: &mut Builder, path: &str, Experts { count, chosen }: Experts) -> SparseSpec {
+        let (hidden, inner) = (self.hidden, self.inner);
+        let router = SparseSpec::router(b, format!("{path}.mlp.gate"), hidden, count);
+        let mut experts = |name: &str, part, sizes, parts| {
+            let pieces = Pieces { path: format!("{path}.block_sparse_moe.experts."), parts };
+            ExpertsSpec::new(b, &format!("{path}.mlp.experts.{name}"), part, sizes, pieces)
+        };
+        SparseSpec {
+            router,
+            gate_up: experts("gate_up_proj", Part::Up, (count, hidden, 2 * inner), &["w1.weight", "w3.weight"]),
+            down: experts("down_proj", Part::Down, (count, inner, hidden), &["w2.weight"]),
+            chosen,
+            activation: self.activation,
+        }
     }
 
     fn mlp(&self, b: &mut Builder, path: &str) -> MlpSpec {

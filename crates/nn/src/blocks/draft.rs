@@ -21,8 +21,22 @@ pub(crate) struct Names {
     pub(crate) heads: &'static [(HeadKind, &'static str)],
     /// Name of the bare model within the others.
     pub(crate) base: &'static str,
-    /// Whether a token sees later ones.
+    /// Whether a token sees no later ones.
     pub(crate) causal: bool,
+    /// As [`ModelInfo::renames`].
+    pub(crate) renames: &'static [(&'static str, &'static str)],
+}
+
+impl Names {
+    /// A decoder with the usual names.
+    pub(crate) const fn decoder(family: &'static str, class: &'static str) -> Self {
+        Self { family, class, heads: DECODER, base: "model", causal: true, renames: &[] }
+    }
+
+    /// An encoder with the usual names.
+    pub(crate) const fn encoder(family: &'static str, class: &'static str, base: &'static str) -> Self {
+        Self { family, class, heads: ENCODER, base, causal: false, renames: &[] }
+    }
 }
 
 /// Classes of most decoders.
@@ -185,7 +199,7 @@ impl<'a> Draft<'a> {
             normalized: matches!(head, HeadSpec::Vectors { normalize: true, .. }),
             pad_token: self.config.pad_token(),
             reads: Reads::TEXT,
-            renames: &[],
+            renames: self.names.renames,
         };
         Box::new(Blueprint { info, sites, tensors, trunk, head })
     }

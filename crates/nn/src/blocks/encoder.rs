@@ -3,12 +3,12 @@
 use pleach_base::Result;
 
 use super::{
-    Activation, AttentionSpec, Core, Draft, Frame, HalfNames, HeadSpec, LayerSpec, LinearSpec, MappedSpec, MlpSpec,
-    NormKind, NormShape, Order, PositionSpec, Sizes, Trunk,
+    Activation, AttentionSpec, Core, Distances, Draft, Frame, HalfNames, HeadSpec, LayerSpec, LinearSpec, MappedSpec,
+    MlpSpec, Names, NormKind, NormShape, Order, PositionSpec, Sizes, Trunk,
 };
-use crate::backbone::Pooling;
+use crate::backbone::{BackboneConfig, HeadKind, HeadOptions, Pooling};
 use crate::blocks::{Builder, Count};
-use crate::model::{Config, bad};
+use crate::model::{Config, ModelDir, bad};
 use crate::site::{Heads, Part};
 
 /// Sizes of an encoder, however its configuration names them.
@@ -23,6 +23,8 @@ pub(crate) struct Encoder {
     pub(crate) heads: Heads,
     pub(crate) norm: NormShape,
     pub(crate) activation: Activation,
+    /// Bias by distance, of a table that all blocks share.
+    pub(crate) distances: Option<Distances>,
 }
 
 /// Names of the modules of a block, below it.
@@ -71,6 +73,7 @@ impl Encoder {
             heads: even_heads(("hidden_size", width), ("num_attention_heads", config.size("num_attention_heads")?))?,
             norm: NormShape { kind: NormKind::Layer, width, eps: config.float("layer_norm_eps", 1e-12)? },
             activation: Activation::read(config, "hidden_act", "gelu")?,
+            distances: None,
         })
     }
 
@@ -97,7 +100,7 @@ impl Encoder {
         let half = |(module, norm): (&'static str, &'static str)| HalfNames { module, norm, after: None };
         let at = |name: &str| format!("{path}.{name}");
         let attention = |b: &mut Builder| {
-            let core = Core::new(self.heads, false);
+            let core = Core { distances: self.distances, ..Core::new(self.heads, false) };
             AttentionSpec::split(b, (&at(names.core), names.maps.map(at)), (width, core), (true, true))
         };
         let mlp = |b: &mut Builder| MlpSpec {
@@ -140,15 +143,50 @@ impl Encoder {
     }
 
     /// Logits over the vocabulary; `names` are those of the map, its normalisation, the decoder and the bias.
-    pub(crate) fn masked_lm(&self, draft: &mut Draft<'_>, names: [String; 4]) -> HeadSpec {
+    pub(crate) fn masked_lm(&self, draft: &mut Draft<'_>, names: [String; 4], activation: Activation) -> HeadSpec {
         let table = ("embeddings.word_embeddings", self.vocab);
-        draft.masked_lm(names.each_ref().map(String::as_str), table, (self.norm, self.activation))
+        draft.masked_lm(names.each_ref().map(String::as_str), table, (self.norm, activation))
+    }
+
+    /// The heads of RoBERTa and of those that took them over.
+    pub(crate) fn roberta_head(&self, draft: &mut Draft<'_>) -> Result<HeadSpec> {
+        Ok(match draft.head {
+            HeadKind::SequenceClassification => {
+                self.classes(draft, ("classifier.dense", Activation::Tanh), "classifier.out_proj")?
+            }
+            HeadKind::TokenClassification => self.token_classes(draft)?,
+            HeadKind::Embedding => self.vectors(draft, "pooler.dense")?,
+            _ => {
+                let names = ["dense", "layer_norm", "decoder", "bias"].map(|name| format!("lm_head.{name}"));
+                self.masked_lm(draft, names, Activation::Gelu)
+            }
+        })
+    }
+
+    /// The sizes where positions are counted behind the padding token.
+    pub(crate) fn sizes_behind(&self, pad: usize) -> Sizes {
+        Sizes { max_positions: self.max_positions.saturating_sub(pad + 1), ..self.sizes() }
     }
 
     fn square(&self, draft: &mut Draft<'_>, name: &str) -> Result<LinearSpec> {
         let width = self.norm.width;
         draft.fresh(|b| LinearSpec::new(b, name.to_owned(), Part::Other, width, width, true))
     }
+}
+
+/// RoBERTa and what descends from it: BERT's modules, positions counted behind the padding token, heads of its own.
+pub(crate) fn roberta(
+    names: Names,
+    dir: &ModelDir,
+    head: HeadKind,
+    options: &HeadOptions,
+) -> Result<Box<dyn BackboneConfig>> {
+    let mut draft = Draft::new(names, dir, head, options)?;
+    let encoder = Encoder::read(draft.config)?;
+    let pad = draft.config.opt_count("pad_token_id")?.unwrap_or(1);
+    let trunk = encoder.trunk(&mut draft, &BERT, Count::Behind(pad));
+    let head = encoder.roberta_head(&mut draft)?;
+    Ok(draft.finish(trunk, head, encoder.sizes_behind(pad)))
 }
 
 /// Heads that share the width evenly. Fields are named for errors.

@@ -1,7 +1,7 @@
 //! A transformer block: attention and feed-forward part, each with its normalisation and residual sum.
 
 use super::builder::{Builder, same};
-use super::{AttentionSpec, MlpSpec, NormShape, NormSpec};
+use super::{AttentionSpec, FeedSpec, NormShape, NormSpec};
 use crate::site::{Part, Role, SiteId};
 
 /// Where normalisations stand.
@@ -32,7 +32,7 @@ pub(crate) struct LayerSpec {
     pub(crate) order: Order,
     pub(crate) input: SiteId,
     pub(crate) attention: HalfSpec<AttentionSpec>,
-    pub(crate) mlp: HalfSpec<MlpSpec>,
+    pub(crate) mlp: HalfSpec<FeedSpec>,
     pub(crate) output: SiteId,
 }
 
@@ -60,17 +60,17 @@ pub(crate) struct HalfNames<'a> {
 
 impl Frame<'_> {
     /// Describes the block; `attention` and `mlp` describe its parts.
-    pub(crate) fn layer(
+    pub(crate) fn layer<M: Into<FeedSpec>>(
         &self,
         b: &mut Builder,
         names: [HalfNames<'_>; 2],
         attention: impl FnOnce(&mut Builder) -> AttentionSpec,
-        mlp: impl FnOnce(&mut Builder) -> MlpSpec,
+        mlp: impl FnOnce(&mut Builder) -> M,
     ) -> LayerSpec {
         b.enter(Some(self.number));
         let input = b.place(format!("{}@in", self.path), Role::BlockIn, Part::Other, same(self.norm.width));
         let attention = self.half(b, names[0], Part::Attention, attention);
-        let mlp = self.half(b, names[1], Part::FeedForward, mlp);
+        let mlp = self.half(b, names[1], Part::FeedForward, |b| mlp(b).into());
         let output = b.place(format!("{}@out", self.path), Role::BlockOut, Part::Other, same(self.norm.width));
         LayerSpec { order: self.order, input, attention, mlp, output }
     }
@@ -106,7 +106,7 @@ mod imp {
     use super::{HalfSpec, LayerSpec, Order};
     use crate::blocks::attention::Attention;
     use crate::blocks::core::Given;
-    use crate::blocks::mlp::Mlp;
+    use crate::blocks::mlp::Feed;
     use crate::blocks::norm::Norm;
     use crate::run::{Forward, Layout, OpWeights, State, Weights};
     use crate::site::{SiteId, Sites};
@@ -116,7 +116,7 @@ mod imp {
     pub(crate) struct Layer {
         spec: LayerSpec,
         attention: Half<Attention>,
-        mlp: Half<Mlp>,
+        mlp: Half<Feed>,
     }
 
     /// A loaded part.
@@ -166,7 +166,7 @@ mod imp {
             Ok(Self {
                 spec: *spec,
                 attention: Half::load(&spec.attention, sites, weights, Attention::load)?,
-                mlp: Half::load(&spec.mlp, sites, weights, Mlp::load)?,
+                mlp: Half::load(&spec.mlp, sites, weights, Feed::load)?,
             })
         }
 
@@ -174,7 +174,9 @@ mod imp {
             let State { hidden, carry, tables } = state;
             let order = self.spec.order;
             let x = same_place(cx, self.spec.input, hidden);
-            let given = Given { rotary: &tables, ..Given::default() };
+            // The bias that a stack's blocks share comes first.
+            let bias = carry.first().filter(|_| self.spec.attention.part.core.distances.is_some());
+            let given = Given { rotary: &tables, bias, memory: None };
             let middle = self.attention.run(cx, order, (&x, &x), |part, x| part.run(cx, x, given));
             let seen = if order == Order::Parallel { &x } else { &middle };
             let y = self.mlp.run(cx, order, (seen, &middle), |part, x| part.run(cx, x));

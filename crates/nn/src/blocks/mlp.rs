@@ -2,7 +2,7 @@
 
 use pleach_base::{Result, suggest};
 
-use super::LinearSpec;
+use super::{LinearSpec, SparseSpec};
 use crate::model::{Config, bad};
 
 /// An activation, by its name in `config.json`.
@@ -40,7 +40,26 @@ impl Activation {
     }
 }
 
-/// The feed-forward part.
+/// The feed-forward part, dense or of experts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum FeedSpec {
+    Dense(MlpSpec),
+    Sparse(SparseSpec),
+}
+
+impl From<MlpSpec> for FeedSpec {
+    fn from(spec: MlpSpec) -> Self {
+        Self::Dense(spec)
+    }
+}
+
+impl From<SparseSpec> for FeedSpec {
+    fn from(spec: SparseSpec) -> Self {
+        Self::Sparse(spec)
+    }
+}
+
+/// The dense feed-forward part.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MlpSpec {
     pub(crate) gate: Option<LinearSpec>,
@@ -52,15 +71,16 @@ pub(crate) struct MlpSpec {
 }
 
 #[cfg(feature = "torch")]
-pub(crate) use imp::Mlp;
+pub(crate) use imp::Feed;
 
 #[cfg(feature = "torch")]
 mod imp {
     use pleach_base::Result;
     use tch::Tensor;
 
-    use super::{Activation, MlpSpec};
+    use super::{Activation, FeedSpec, MlpSpec};
     use crate::blocks::linear::Linear;
+    use crate::blocks::sparse::Sparse;
     use crate::run::{Forward, OpWeights, Weights};
     use crate::site::{SiteId, Sites};
 
@@ -78,6 +98,37 @@ mod imp {
     }
 
     /// The loaded feed-forward part.
+    #[derive(Debug)]
+    pub(crate) enum Feed {
+        Dense(Mlp),
+        Sparse(Sparse),
+    }
+
+    impl Feed {
+        pub(crate) fn load(spec: &FeedSpec, sites: &Sites, weights: &Weights<'_>) -> Result<Self> {
+            Ok(match spec {
+                FeedSpec::Dense(spec) => Self::Dense(Mlp::load(spec, sites, weights)?),
+                FeedSpec::Sparse(spec) => Self::Sparse(Sparse::load(spec, sites, weights)?),
+            })
+        }
+
+        /// `[.., width]` to the same shape.
+        pub(crate) fn run(&self, cx: &Forward<'_>, x: &Tensor) -> Tensor {
+            match self {
+                Self::Dense(part) => part.run(cx, x),
+                Self::Sparse(part) => part.run(cx, x),
+            }
+        }
+
+        pub(crate) fn visit<'a>(&'a self, see: &mut dyn FnMut(SiteId, &'a OpWeights)) {
+            match self {
+                Self::Dense(part) => part.visit(see),
+                Self::Sparse(part) => part.visit(see),
+            }
+        }
+    }
+
+    /// The loaded dense part.
     #[derive(Debug)]
     pub(crate) struct Mlp {
         gate: Option<Linear>,

@@ -5,14 +5,14 @@ use pleach_base::Result;
 
 use super::Family;
 use crate::backbone::{BackboneConfig, HeadKind, HeadOptions};
-use crate::blocks::{Activation, BERT, Count, Draft, ENCODER, Encoder, Names};
+use crate::blocks::{Activation, BERT, Count, Draft, Encoder, Names};
 use crate::model::ModelDir;
 
 pub(super) static FAMILY: Bert = Bert;
 
 pub(super) struct Bert;
 
-const NAMES: Names = Names { family: "bert", class: "Bert", heads: ENCODER, base: "bert", causal: false };
+const NAMES: Names = Names::encoder("bert", "Bert", "bert");
 
 impl Family for Bert {
     fn name(&self) -> &'static str {
@@ -36,7 +36,7 @@ impl Family for Bert {
             HeadKind::Embedding => encoder.vectors(&mut draft, &pooler)?,
             _ => {
                 let names = ["transform.dense", "transform.LayerNorm", "decoder", "bias"];
-                encoder.masked_lm(&mut draft, names.map(|name| format!("cls.predictions.{name}")))
+                encoder.masked_lm(&mut draft, names.map(|name| format!("cls.predictions.{name}")), encoder.activation)
             }
         };
         Ok(draft.finish(trunk, head, encoder.sizes()))

@@ -17,8 +17,6 @@ pub(super) static FAMILY: Gpt2 = Gpt2;
 pub(super) struct Gpt2;
 
 const NAMES: Names = Names {
-    family: "gpt2",
-    class: "GPT2",
     heads: &[
         (HeadKind::CausalLm, "LMHeadModel"),
         (HeadKind::SequenceClassification, "ForSequenceClassification"),
@@ -26,7 +24,7 @@ const NAMES: Names = Names {
         (HeadKind::Embedding, "Model"),
     ],
     base: "transformer",
-    causal: true,
+    ..Names::decoder("gpt2", "GPT2")
 };
 
 impl Family for Gpt2 {

@@ -5,14 +5,14 @@ use pleach_base::Result;
 
 use super::Family;
 use crate::backbone::{BackboneConfig, HeadKind, HeadOptions};
-use crate::blocks::{DECODER, Decoder, Names};
+use crate::blocks::{Decoder, Names};
 use crate::model::{Config, ModelDir};
 
 pub(super) static FAMILY: Llama = Llama;
 
 pub(super) struct Llama;
 
-const NAMES: Names = Names { family: "llama", class: "Llama", heads: DECODER, base: "model", causal: true };
+const NAMES: Names = Names::decoder("llama", "Llama");
 
 impl Family for Llama {
     fn name(&self) -> &'static str {

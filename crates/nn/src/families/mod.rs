@@ -29,7 +29,7 @@ macro_rules! registry {
     };
 }
 
-registry! { bert, gpt2, llama, qwen2 }
+registry! { bert, distilbert, gemma2, gpt2, gpt_neox, llama, mistral, mixtral, mpnet, phi3, qwen2, qwen3, roberta, xlm_roberta }
 
 /// All families, in order of names.
 #[must_use]

@@ -5,14 +5,14 @@ use pleach_base::Result;
 
 use super::Family;
 use crate::backbone::{BackboneConfig, HeadKind, HeadOptions};
-use crate::blocks::{DECODER, Decoder, Names, upper_windows};
+use crate::blocks::{Decoder, Names, upper_windows};
 use crate::model::{Config, ModelDir};
 
 pub(super) static FAMILY: Qwen2 = Qwen2;
 
 pub(super) struct Qwen2;
 
-const NAMES: Names = Names { family: "qwen2", class: "Qwen2", heads: DECODER, base: "model", causal: true };
+const NAMES: Names = Names::decoder("qwen2", "Qwen2");
 
 impl Family for Qwen2 {
     fn name(&self) -> &'static str {

@@ -45,6 +45,24 @@ impl<'a> Config<'a> {
         list.map(Some).ok_or_else(|| bad(field, &format!("must be a list of texts, not {value}")))
     }
 
+    /// A positive number, if there is one.
+    pub(crate) fn opt_float(&self, field: &str) -> Result<Option<f64>> {
+        match self.get(field) {
+            None => Ok(None),
+            Some(value) => match value.as_f64().filter(|number| *number > 0.0) {
+                None => Err(bad(field, &format!("must be a positive number, not {value}"))),
+                number => Ok(number),
+            },
+        }
+    }
+
+    /// A list of numbers.
+    pub(crate) fn floats(&self, field: &str) -> Result<Option<Vec<f64>>> {
+        let Some(value) = self.get(field) else { return Ok(None) };
+        let list = value.as_array().and_then(|list| list.iter().map(Value::as_f64).collect::<Option<Vec<_>>>());
+        list.map(Some).ok_or_else(|| bad(field, &format!("must be a list of numbers, not {value}")))
+    }
+
     pub(crate) fn float(&self, field: &str, default: f64) -> Result<f64> {
         match self.get(field) {
             None => Ok(default),

@@ -243,6 +243,16 @@ impl Layout {
         })
     }
 
+    /// One more than the farthest position, padding included.
+    pub(crate) fn farthest(&self) -> usize {
+        let end = |sequence: usize| match &self.form {
+            Form::Padded { width } => *width,
+            Form::Packed { .. } => self.lengths[sequence],
+        };
+        let shift = |sequence: usize| self.shift.get(sequence).copied().unwrap_or(0);
+        (0..self.sequences()).map(|sequence| end(sequence) + shift(sequence)).max().unwrap_or(0)
+    }
+
     /// Which tokens are real: `[batch, width]` bool; `None` when all are.
     pub fn real(&self) -> Option<&Tensor> {
         let Form::Padded { width } = &self.form else { return None };

@@ -7,8 +7,8 @@ use tch::{Device, Kind, Tensor};
 use super::bytes::tensor_from_entry;
 use super::draw::draw;
 use super::hooks::OpWeights;
-use crate::backbone::{ModelInfo, Precision, TensorInfo, locate};
-use crate::model::ModelDir;
+use crate::backbone::{Found, ModelInfo, Precision, TensorInfo, find};
+use crate::model::{Entry, ModelDir};
 use crate::site::Site;
 
 impl Precision {
@@ -53,9 +53,17 @@ impl<'a> Weights<'a> {
             .iter()
             .find(|tensor| tensor.name == name)
             .ok_or_else(|| code::INTERNAL.error(format!("tensor `{name}` is not in the backbone's list")))?;
-        let loaded = match locate(self.info, tensor, self.dir)? {
-            Some(entry) => tensor_from_entry(&entry)?,
-            None => {
+        let loaded = match find(self.info, tensor, self.dir)? {
+            Found::Whole(entry) => tensor_from_entry(&entry)?,
+            Found::Pieces(experts) => {
+                let expert = |pieces: Vec<Entry<'_>>| {
+                    let pieces: Vec<_> = pieces.iter().map(tensor_from_entry).collect::<Result<_>>()?;
+                    Ok(Tensor::cat(&pieces, 0))
+                };
+                let experts: Vec<_> = experts.into_iter().map(expert).collect::<Result<_>>()?;
+                Tensor::stack(&experts, 0)
+            }
+            Found::Nowhere => {
                 let key = Key::seed(0).named("fresh").named(name);
                 let fresh = tensor.fresh.and_then(|init| draw(init, key, &tensor.shape, Device::Cpu));
                 fresh.ok_or_else(|| code::INTERNAL.error(format!("tensor `{name}` has no values to begin with")))?
