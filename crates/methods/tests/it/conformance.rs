@@ -119,7 +119,9 @@ fn merged_it_gives_the_same_outputs() {
         let batch = model.batch(&[6, 4, 5], Some(7));
         let groups = [pleach_nn::Group { rows: 0..3, hooks: &merged }];
         let (a, b) = (model.run(&batch, &groups), model.run(&batch, &all(&batch, &adapter)));
-        assert_near(&batch.real(&a), &batch.real(&b), 1e-5);
+        // Large deltas make large scores, and outputs: rounding grows with those.
+        let size = b.abs().max().double_value(&[]).max(1.0);
+        assert_near(&batch.real(&a), &batch.real(&b), 3e-5 * size);
         assert!(distance(&a, &model.run(&batch, &[])) > 1e-3, "it does something");
     });
 }
