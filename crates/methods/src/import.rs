@@ -35,12 +35,15 @@ pub fn import(dir: &Path) -> Result<Imported> {
     let map: Map<String, Value> = serde_json::from_str(&text)
         .or_code(code::ADAPTER_FORMAT, || format!("{}: not a JSON object", path.display()))?;
     let base = map.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned);
-    let config = configure(&map).map_err(|error| error.at(dir.display()))?;
+    let mut config = configure(&map).map_err(|error| error.at(dir.display()))?;
     let weights = dir.join("adapter_model.safetensors");
     if !weights.is_file() {
         return Err(code::ADAPTER_FORMAT.error(format!("{}: no such file", weights.display())));
     }
-    Ok(Imported { config: config.into(), base, file: TensorFile::open(&weights)? })
+    let file = TensorFile::open(&weights)?;
+    let entries = file.names().filter_map(|name| file.get(name));
+    config.see_file(&entries.map(|entry| (entry.name.to_owned(), entry.shape.to_vec())).collect());
+    Ok(Imported { config: config.into(), base, file })
 }
 
 fn configure(map: &Map<String, Value>) -> Result<Box<dyn AdapterConfig>> {

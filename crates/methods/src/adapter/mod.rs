@@ -7,6 +7,7 @@ pub mod common;
 mod prompting;
 #[cfg(feature = "torch")]
 mod room;
+mod rotation;
 pub(crate) mod saved;
 
 use std::fmt::Debug;
@@ -38,6 +39,7 @@ macro_rules! registry {
 
 registry! {
     adalora,
+    boft,
     bottleneck,
     compacter,
     fourierft,
@@ -48,6 +50,7 @@ registry! {
     loha,
     lokr,
     lora,
+    oft,
     p_tuning,
     prefix,
     prompt,
@@ -126,6 +129,10 @@ pub trait AdapterConfig: Debug + Send + std::marker::Sync {
     fn bottleneck(&self) -> Option<bottleneck::Bn> {
         None
     }
+
+    /// Called on the configuration of an adapter that is read from a file, with the shapes of the file's tensors: what
+    /// they say counts more than the options do.
+    fn see_file(&mut self, _shapes: &std::collections::BTreeMap<String, Vec<usize>>) {}
 
     /// Tokens that it puts in front of every sequence.
     fn virtual_tokens(&self) -> Virtual {

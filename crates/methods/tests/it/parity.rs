@@ -37,6 +37,8 @@ use crate::support::{Batch, Model, all, assert_near, case, distance, imported, m
 #[case("randlora-llama")]
 #[case("randlora-very-sparse")]
 #[case("vera-unsaved")]
+#[case("oft-coft")]
+#[case("boft-bias")]
 #[case("p_tuning-lstm")]
 #[case("prefix-projected-bert")]
 #[case("tokens-tied")]
