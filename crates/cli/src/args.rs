@@ -248,6 +248,9 @@ pub(crate) struct Methods {
     /// Only this kind: adapter, router, strategy, attention, compress
     #[arg(long)]
     pub(crate) kind: Option<String>,
+    /// Show on which families of backbones each works
+    #[arg(long)]
+    pub(crate) families: bool,
     #[command(flatten)]
     pub(crate) output: Output,
 }

@@ -12,6 +12,7 @@ mod import;
 mod job;
 mod mersenne;
 mod options;
+mod pairs;
 mod plan;
 mod registry;
 
@@ -21,6 +22,7 @@ pub use explain::{Field, explain, fields};
 pub use import::{Imported, import};
 pub use job::{JobPlan, SiteRow, TaskPlan, head_options, parse_adapter, plan_job, precision};
 pub use options::Later;
+pub use pairs::{Pair, pairs};
 pub use plan::{Keep, Plan, PlannedTensor};
 pub use registry::{Method, find, kinds, methods, schemas};
 

@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use crate::paths::Paths;
 use crate::suites::{TORCH, TORCH_FEATURES, TORCH_FREE};
 use crate::test::packages;
-use crate::{arrows, cmd, suites, tidy, torch_free, ui};
+use crate::{arrows, cmd, generate, suites, tidy, torch_free, ui};
 
 /// Everything; the first kind of finding ends it, except that all rules of the repository are reported together.
 pub(crate) fn run(paths: &Paths) -> Result<()> {
@@ -25,6 +25,7 @@ pub(crate) fn run(paths: &Paths) -> Result<()> {
     }
     cmd::run(cmd::cargo(paths).args(["build", "--quiet", "-p", "pleach-cli"]))?;
     torch_free::check(paths)?;
+    generate::check(paths)?;
     ui::say("lint", "clean");
     Ok(())
 }

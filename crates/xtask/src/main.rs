@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask setup | quickstart | test | lint | verify | fix | gpu`.
+//! Developer commands: `cargo xtask setup | quickstart | test | lint | verify | fix | gen | new-method | gpu`.
 //!
 //! Deliberately absent: libtorch, protoc and every crate of Pleach, so that this builds on a bare machine and can fetch what
 //! the others need. It drives Pleach only as a user would: through `cargo` and the built binaries.
@@ -8,9 +8,11 @@
 
 mod arrows;
 mod cmd;
+mod generate;
 mod gpu;
 mod interop;
 mod lint;
+mod new_method;
 mod paths;
 mod quickstart;
 mod setup;
@@ -47,6 +49,10 @@ enum Command {
     Verify,
     /// Format, and apply what clippy suggests
     Fix,
+    /// Write the pages that follow from the methods' cards
+    Gen(generate::Args),
+    /// Begin a new adapter method: one file and one line
+    NewMethod(new_method::Args),
     /// Everything that needs a CUDA device
     Gpu(gpu::Args),
 }
@@ -77,6 +83,8 @@ fn run(command: &Command) -> Result<()> {
             lint::run(&paths)
         }
         Command::Fix => lint::fix(&paths),
+        Command::Gen(args) => generate::run(&paths, args),
+        Command::NewMethod(args) => new_method::run(&paths, args),
         Command::Gpu(args) => gpu::run(&paths, args),
     }
 }

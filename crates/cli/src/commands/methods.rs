@@ -19,16 +19,33 @@ pub(super) fn run(args: &Methods) -> Result<()> {
         .map(|method| method.card())
         .filter(|card| pattern.matches(card.name) && kind.is_none_or(|kind| kind == card.kind))
         .collect();
-    let values: Value = cards.iter().map(|card| value(card)).collect();
     if cards.is_empty() {
         out::note("no method matches");
     }
+    if args.families {
+        return matrix(args, &cards);
+    }
+    let values: Value = cards.iter().map(|card| value(card)).collect();
     out::emit(args.output.output, &values, || {
         let rows = cards.iter().map(|card| {
             [card.name, &card.kind.to_string(), &status(card), card.peft_type.unwrap_or("-"), card.summary]
                 .map(str::to_owned)
         });
         out::table(["NAME", "KIND", "STATUS", "PEFT", "SUMMARY"], rows)
+    })
+}
+
+/// On which families the methods work, by planning them on tiny models.
+fn matrix(args: &Methods, cards: &[&Card]) -> Result<()> {
+    let mut pairs = pleach_methods::pairs()?;
+    pairs.retain(|pair| cards.iter().any(|card| card.name == pair.method));
+    out::emit(args.output.output, &json!(pairs), || {
+        let rows = pairs.iter().map(|pair| {
+            let refused = pair.refused.as_deref();
+            [pair.method, pair.family, if refused.is_some() { "no" } else { "yes" }, refused.unwrap_or_default()]
+                .map(str::to_owned)
+        });
+        out::table(["METHOD", "FAMILY", "WORKS", "WHY NOT"], rows)
     })
 }
 

@@ -54,7 +54,13 @@ impl ModelDir {
                 .hint("spec.backbone.path is a folder with config.json and model.safetensors"));
         }
         let config = read_json(&path.join(CONFIG))?;
-        Ok(Self { path: path.to_owned(), config, files: Vec::new(), by_name: BTreeMap::new() })
+        Ok(Self { path: path.to_owned(), ..Self::of_config(config) })
+    }
+
+    /// A configuration without a folder and without weights: enough to plan.
+    #[must_use]
+    pub fn of_config(config: Map<String, Value>) -> Self {
+        Self { path: PathBuf::new(), config, files: Vec::new(), by_name: BTreeMap::new() }
     }
 
     /// The folder.
