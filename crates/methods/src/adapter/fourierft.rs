@@ -13,15 +13,11 @@ use pleach_base::{Result, code};
 use pleach_nn::{BackboneConfig, Init, Part, Role, Site, Sites};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use super::common::{
-    Layers, Selection, Targets, parameter, peft_config, positive, positive_number, query_value, refuse, sample_job,
-};
-use super::{AdapterConfig, Export, Options};
+use super::common::{Bias, LINEAR, Layers, Targets, linear_plan, parameter, peft_tuner, positive, positive_number, query_value, refuse, sample_job};
+use super::{AdapterConfig, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::mersenne::PERMUTATION_END;
-use crate::options::Later;
 use crate::plan::{Plan, PlannedTensor};
 
 /// Options of FourierFT.
@@ -47,6 +43,8 @@ pub struct Config {
     pub n_frequency_pattern: IndexMap<String, u32>,
     /// Begin with a spectrum of zeros, which leaves the model unchanged; drawn from the standard normal otherwise.
     pub init_weights: bool,
+    /// Which of the frozen model's biases are trained too: `none`, `all`, or `fourier_only`, those of targets.
+    pub bias: String,
 }
 
 impl Default for Config {
@@ -60,6 +58,7 @@ impl Default for Config {
             layers: Layers::default(),
             n_frequency_pattern: IndexMap::new(),
             init_weights: false,
+            bias: "none".to_owned(),
         }
     }
 }
@@ -72,7 +71,7 @@ static CARD: Card = Card {
     formula: "`y = W x + b + scaling Re(ifft2(S)) x`; `S` has `n_frequency` entries at places drawn from a seed.",
     paper: "Gao et al., Parameter-Efficient Fine-Tuning with Discrete Fourier Transform, 2024 (arXiv:2405.03003)",
     status: Status::Stable,
-    roles: ROLES,
+    roles: LINEAR,
     sync: &[Sync::MeanGrads],
     mergeable: true,
     identity_at_init: false,
@@ -83,20 +82,18 @@ static CARD: Card = Card {
         Invalid { options: r#"{"n_frequency": 1000000000}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"n_frequency_pattern": {"q_proj": 0}}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"scaling": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"bias": "fourier_only"}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"bias": "some_only"}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
         Invalid { options: r#"{"r": 16}"#, code: code::UNKNOWN_KEY },
     ],
 };
 
-const ROLES: &[Role] = &[Role::Linear, Role::Head];
 
 impl Options for Config {
     const CARD: &'static Card = &CARD;
 
-    const LATER: &'static [Later] = &[Later::off("bias", "\"none\"")];
-
     fn validate(&self) -> Result<()> {
+        Bias::named(&self.bias, "fourier_only")?;
         positive("n_frequency", self.n_frequency)?;
         for (name, count) in &self.n_frequency_pattern {
             positive(&format!("n_frequency_pattern.{name}"), *count)?;
@@ -127,9 +124,7 @@ impl Config {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
+    peft_tuner!(peft_config);
 
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         let family = model.info().family;
@@ -138,17 +133,8 @@ impl AdapterConfig for Config {
             "gpt2" | "gpt_bigcode" => site.role == Role::Linear && site.part == Part::Down,
             _ => query_value(site),
         });
-        let selection = Selection { targets: &targets, layers: Some(&self.layers), roles: ROLES, default: query_value };
-        selection.plan(model, |site| Ok([self.tensor(site)?]))
-    }
-
-    fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value> {
-        peft_config(self, Some(&self.targets), model, plan, export)
-    }
-
-    #[cfg(feature = "torch")]
-    fn hooks(&self, parts: &super::Parts<'_>) -> Result<super::Hooks> {
-        run::hooks(self, parts)
+        let bias = Bias::named(&self.bias, "fourier_only")?;
+        linear_plan(&targets, &self.layers, bias, model, |site| Ok([self.tensor(site)?]))
     }
 }
 

@@ -10,17 +10,13 @@
 //! 2024.
 
 use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Role, Site};
+use pleach_nn::{BackboneConfig, Init, Site};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use super::common::{
-    Layers, Selection, Targets, parameter, peft_config, plain_linear, positive, query_value, sample_job, usual_init,
-};
-use super::{AdapterConfig, Export, Options};
+use super::common::{Bias, LINEAR, Layers, Targets, linear_plan, parameter, peft_tuner, plain_linear, positive, sample_job, usual_init};
+use super::{AdapterConfig, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::options::Later;
 use crate::plan::{Plan, PlannedTensor};
 
 /// Options of HRA.
@@ -41,6 +37,8 @@ pub struct Config {
     pub layers: Layers,
     /// Begin with vectors in equal pairs, which leaves the model unchanged; all drawn apart otherwise.
     pub init_weights: bool,
+    /// Which of the frozen model's biases are trained too: `none`, `all`, or `hra_only`, those of targets.
+    pub bias: String,
 }
 
 impl Default for Config {
@@ -51,6 +49,7 @@ impl Default for Config {
             targets: Targets::default(),
             layers: Layers::default(),
             init_weights: true,
+            bias: "none".to_owned(),
         }
     }
 }
@@ -64,7 +63,7 @@ static CARD: Card = Card {
     paper: "Yuan, Liu, Xu, Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder Reflection \
             Adaptation, 2024 (arXiv:2405.17484)",
     status: Status::Stable,
-    roles: ROLES,
+    roles: LINEAR,
     sync: &[Sync::MeanGrads],
     mergeable: true,
     identity_at_init: true,
@@ -73,20 +72,18 @@ static CARD: Card = Card {
     invalid: &[
         Invalid { options: r#"{"r": 0}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"apply_GS": 1}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"bias": "hra_only"}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"bias": "some_only"}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
         Invalid { options: r#"{"apply_gs": true}"#, code: code::UNKNOWN_KEY },
     ],
 };
 
-const ROLES: &[Role] = &[Role::Linear, Role::Head];
 
 impl Options for Config {
     const CARD: &'static Card = &CARD;
 
-    const LATER: &'static [Later] = &[Later::off("bias", "\"none\"")];
-
     fn validate(&self) -> Result<()> {
+        Bias::named(&self.bias, "hra_only")?;
         positive("r", self.r)
     }
 }
@@ -102,49 +99,32 @@ impl Config {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
+    peft_tuner!(peft_config, initial);
 
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
-        let selection =
-            Selection { targets: &self.targets, layers: Some(&self.layers), roles: ROLES, default: query_value };
-        selection.plan(model, |site| Ok([self.tensor(site)?]))
-    }
-
-    fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value> {
-        peft_config(self, Some(&self.targets), model, plan, export)
-    }
-
-    #[cfg(feature = "torch")]
-    fn hooks(&self, parts: &super::Parts<'_>) -> Result<super::Hooks> {
-        run::hooks(self, parts)
-    }
-
-    /// Equal pairs.
-    #[cfg(feature = "torch")]
-    fn initial(
-        &self,
-        tensor: &PlannedTensor,
-        base: &dyn pleach_nn::Backbone,
-        key: pleach_base::rng::Key,
-    ) -> Result<tch::Tensor> {
-        let half = self.r as usize / 2;
-        let drawn = pleach_nn::draw(usual_init(half), key, &[tensor.shape[0], half], base.device());
-        let drawn = drawn.ok_or_else(|| code::INTERNAL.error("a uniform beginning is drawn"))?;
-        Ok(drawn.repeat_interleave_self_int(2, 1, None))
+        linear_plan(&self.targets, &self.layers, Bias::named(&self.bias, "hra_only")?, model, |site| Ok([self.tensor(site)?]))
     }
 }
 
 #[cfg(feature = "torch")]
 mod run {
-    use pleach_base::Result;
-    use pleach_nn::{BaseOp, OpWeights, Site, SiteCx, SiteHook};
+    use pleach_base::rng::Key;
+    use pleach_base::{Result, code};
+    use pleach_nn::{Backbone, BaseOp, OpWeights, Site, SiteCx, SiteHook, draw};
     use tch::{Kind, Tensor};
 
     use super::Config;
-    use crate::adapter::common::{at_sites, dense, with_weight};
+    use crate::adapter::common::{at_sites, dense, usual_init, with_weight};
     use crate::adapter::{Hooks, Parts, SiteMethod};
+    use crate::plan::PlannedTensor;
+
+    /// Equal pairs.
+    pub(super) fn initial(config: &Config, tensor: &PlannedTensor, base: &dyn Backbone, key: Key) -> Result<Tensor> {
+        let half = config.r as usize / 2;
+        let drawn = draw(usual_init(half), key, &[tensor.shape[0], half], base.device());
+        let drawn = drawn.ok_or_else(|| code::INTERNAL.error("a uniform beginning is drawn"))?;
+        Ok(drawn.repeat_interleave_self_int(2, 1, None))
+    }
 
     struct Hra {
         u: Tensor, // [in, r]

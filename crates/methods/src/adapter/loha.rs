@@ -7,15 +7,12 @@
 //! Hyeon-Woo, Ye-Bin, Oh, *FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning*, 2021.
 
 use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Role, Site};
+use pleach_nn::{BackboneConfig, Init, Site};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use super::common::{
-    Layers, Lycoris, Selection, Targets, parameter, peft_config, plain_linear, query_value, sample_job, usual_init,
-};
-use super::{AdapterConfig, Export, Options};
+use super::common::{Bias, LINEAR, Layers, Lycoris, Targets, linear_plan, parameter, peft_tuner, plain_linear, sample_job, usual_init};
+use super::{AdapterConfig, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::plan::{Plan, PlannedTensor};
 
@@ -57,7 +54,7 @@ static CARD: Card = Card {
     paper: "Hyeon-Woo, Ye-Bin, Oh, FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning, \
             2021 (arXiv:2108.06098)",
     status: Status::Stable,
-    roles: ROLES,
+    roles: LINEAR,
     sync: &[Sync::MeanGrads, Sync::SharedSeed],
     mergeable: true,
     identity_at_init: true,
@@ -74,7 +71,6 @@ static CARD: Card = Card {
     ],
 };
 
-const ROLES: &[Role] = &[Role::Linear, Role::Head];
 
 impl Options for Config {
     const CARD: &'static Card = &CARD;
@@ -99,23 +95,10 @@ impl Config {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
+    peft_tuner!(peft_config);
 
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
-        let selection =
-            Selection { targets: &self.targets, layers: Some(&self.layers), roles: ROLES, default: query_value };
-        selection.plan(model, |site| self.tensors(site))
-    }
-
-    fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value> {
-        peft_config(self, Some(&self.targets), model, plan, export)
-    }
-
-    #[cfg(feature = "torch")]
-    fn hooks(&self, parts: &super::Parts<'_>) -> Result<super::Hooks> {
-        run::hooks(self, parts)
+        linear_plan(&self.targets, &self.layers, Bias::None, model, |site| self.tensors(site))
     }
 }
 

@@ -8,16 +8,12 @@
 //! Yeh et al., *Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation*, 2023.
 
 use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Role, Site};
+use pleach_nn::{BackboneConfig, Init, Site};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use super::common::{
-    Layers, Lycoris, Selection, Targets, parameter, peft_config, plain_linear, query_value, refuse, sample_job,
-    usual_init,
-};
-use super::{AdapterConfig, Export, Options};
+use super::common::{Bias, LINEAR, Layers, Lycoris, Targets, linear_plan, parameter, peft_tuner, plain_linear, refuse, sample_job, usual_init};
+use super::{AdapterConfig, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::plan::{Plan, PlannedTensor};
 
@@ -80,7 +76,7 @@ static CARD: Card = Card {
     paper: "Yeh et al., Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation, 2023 \
             (arXiv:2309.14859)",
     status: Status::Stable,
-    roles: ROLES,
+    roles: LINEAR,
     sync: &[Sync::MeanGrads, Sync::SharedSeed],
     mergeable: true,
     identity_at_init: true,
@@ -98,7 +94,6 @@ static CARD: Card = Card {
     ],
 };
 
-const ROLES: &[Role] = &[Role::Linear, Role::Head];
 
 impl Options for Config {
     const CARD: &'static Card = &CARD;
@@ -184,23 +179,10 @@ impl Config {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
+    peft_tuner!(peft_config);
 
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
-        let selection =
-            Selection { targets: &self.targets, layers: Some(&self.layers), roles: ROLES, default: query_value };
-        selection.plan(model, |site| self.tensors(site))
-    }
-
-    fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value> {
-        peft_config(self, Some(&self.targets), model, plan, export)
-    }
-
-    #[cfg(feature = "torch")]
-    fn hooks(&self, parts: &super::Parts<'_>) -> Result<super::Hooks> {
-        run::hooks(self, parts)
+        linear_plan(&self.targets, &self.layers, Bias::None, model, |site| self.tensors(site))
     }
 }
 

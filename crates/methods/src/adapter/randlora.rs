@@ -10,18 +10,13 @@
 //! Albert et al., *RandLoRA: Full-rank Parameter-Efficient Fine-Tuning of Large Models*, 2025.
 
 use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Dims, Init, Role, Site};
+use pleach_nn::{BackboneConfig, Dims, Init, Site};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use super::common::{
-    Layers, Selection, Targets, parameter, positive, positive_number, query_value, sample_job, share, shared_tensor,
-    without_exclude,
-};
-use super::{AdapterConfig, Export, Options};
+use super::common::{Bias, LINEAR, Layers, Targets, linear_plan, parameter, peft_tuner, positive, positive_number, sample_job, share, shared_tensor};
+use super::{AdapterConfig, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::options::Later;
 use crate::plan::{Plan, PlannedTensor};
 
 /// Options of RandLoRA.
@@ -53,6 +48,8 @@ pub struct Config {
     pub randlora_alpha: f64,
     /// Begin with `lambda` at zero, which leaves the model unchanged; drawn otherwise.
     pub init_weights: bool,
+    /// Which of the frozen model's biases are trained too: `none`, `all`, or `randlora_only`, those of targets.
+    pub bias: String,
 }
 
 impl Default for Config {
@@ -69,6 +66,7 @@ impl Default for Config {
             fan_in_fan_out: false,
             randlora_alpha: 640.0,
             init_weights: true,
+            bias: "none".to_owned(),
         }
     }
 }
@@ -82,7 +80,7 @@ static CARD: Card = Card {
               random and shared, `lambda` begins at zero.",
     paper: "Albert et al., RandLoRA: Full-rank Parameter-Efficient Fine-Tuning of Large Models, 2025 (arXiv:2502.00987)",
     status: Status::Stable,
-    roles: ROLES,
+    roles: LINEAR,
     sync: &[Sync::MeanGrads],
     mergeable: true,
     identity_at_init: true,
@@ -92,22 +90,20 @@ static CARD: Card = Card {
         Invalid { options: r#"{"r": 0}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"randlora_alpha": 0}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"randlora_dropout": 1.0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"bias": "randlora_only"}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"bias": "some_only"}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
         Invalid { options: r#"{"d_initial": 0.1}"#, code: code::UNKNOWN_KEY },
     ],
 };
 
-const ROLES: &[Role] = &[Role::Linear, Role::Head];
 const A: &str = "base_model.randlora_A";
 const B: &str = "base_model.randlora_B";
 
 impl Options for Config {
     const CARD: &'static Card = &CARD;
 
-    const LATER: &'static [Later] = &[Later::off("bias", "\"none\"")];
-
     fn validate(&self) -> Result<()> {
+        Bias::named(&self.bias, "randlora_only")?;
         positive("r", self.r)?;
         positive_number("randlora_alpha", self.randlora_alpha)?;
         share("randlora_dropout", self.randlora_dropout)
@@ -132,14 +128,10 @@ impl Config {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
+    peft_tuner!(without_exclude, initial);
 
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
-        let selection =
-            Selection { targets: &self.targets, layers: Some(&self.layers), roles: ROLES, default: query_value };
-        let mut plan = selection.plan(model, |site| Ok(self.tensors(site)))?;
+        let mut plan = linear_plan(&self.targets, &self.layers, Bias::named(&self.bias, "randlora_only")?, model, |site| Ok(self.tensors(site)))?;
         let dims = || plan.sites.iter().map(|id| model.sites()[*id].dims);
         let input = dims().map(|dims| dims.input).max().unwrap_or_default();
         let output = dims().map(|dims| dims.output).max().unwrap_or_default();
@@ -149,30 +141,12 @@ impl AdapterConfig for Config {
         plan.tensors.extend(pair.into_iter().flatten());
         Ok(plan)
     }
-
-    fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value> {
-        without_exclude(self, &self.targets, model, plan, export)
-    }
-
-    #[cfg(feature = "torch")]
-    fn hooks(&self, parts: &super::Parts<'_>) -> Result<super::Hooks> {
-        run::hooks(self, parts)
-    }
-
-    #[cfg(feature = "torch")]
-    fn initial(
-        &self,
-        tensor: &PlannedTensor,
-        base: &dyn pleach_nn::Backbone,
-        _: pleach_base::rng::Key,
-    ) -> Result<tch::Tensor> {
-        run::initial(self, tensor, base)
-    }
 }
 
 #[cfg(feature = "torch")]
 mod run {
     use pleach_base::Result;
+    use pleach_base::rng::Key;
     use pleach_nn::{Backbone, SiteCx};
     use tch::{Kind, Tensor};
 
@@ -232,7 +206,7 @@ mod run {
         }
     }
 
-    pub(super) fn initial(config: &Config, tensor: &PlannedTensor, base: &dyn Backbone) -> Result<Tensor> {
+    pub(super) fn initial(config: &Config, tensor: &PlannedTensor, base: &dyn Backbone, _: Key) -> Result<Tensor> {
         if tensor.part == "randlora_gamma" {
             let most = if config.init_weights {
                 tensor.shape.iter().copied().max().unwrap_or(1)

@@ -8,17 +8,13 @@
 //! Kopiczko, Blankevoort, Asano, *VeRA: Vector-based Random Matrix Adaptation*, 2023.
 
 use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Role, Site};
+use pleach_nn::{BackboneConfig, Init, Site};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use super::common::{
-    Layers, Selection, Targets, parameter, positive, query_value, sample_job, without_exclude, share, shared_tensor,
-};
-use super::{AdapterConfig, Export, Options};
+use super::common::{Bias, LINEAR, Layers, Targets, linear_plan, parameter, peft_tuner, positive, sample_job, share, shared_tensor};
+use super::{AdapterConfig, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::options::Later;
 use crate::plan::{Plan, PlannedTensor};
 
 /// Options of VeRA.
@@ -46,6 +42,8 @@ pub struct Config {
     pub fan_in_fan_out: bool,
     /// Begin with `lambda_b` at zero, which leaves the model unchanged; else with `lambda_b` at one and a drawn `lambda_d`.
     pub init_weights: bool,
+    /// Which of the frozen model's biases are trained too: `none`, `all`, or `vera_only`, those of targets.
+    pub bias: String,
 }
 
 impl Default for Config {
@@ -60,6 +58,7 @@ impl Default for Config {
             d_initial: 0.1,
             fan_in_fan_out: false,
             init_weights: true,
+            bias: "none".to_owned(),
         }
     }
 }
@@ -72,7 +71,7 @@ static CARD: Card = Card {
     formula: "`y = W x + b + lambda_b * (B (lambda_d * (A x)))`; `A` and `B` are frozen and shared, `lambda_b` begins at zero.",
     paper: "Kopiczko, Blankevoort, Asano, VeRA: Vector-based Random Matrix Adaptation, 2023 (arXiv:2310.11454)",
     status: Status::Stable,
-    roles: ROLES,
+    roles: LINEAR,
     sync: &[Sync::MeanGrads],
     mergeable: true,
     identity_at_init: true,
@@ -81,23 +80,21 @@ static CARD: Card = Card {
     invalid: &[
         Invalid { options: r#"{"r": 0}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"vera_dropout": 1.0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"bias": "vera_only"}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"bias": "some_only"}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"projection_prng_key": 0.5}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
         Invalid { options: r#"{"lora_alpha": 16}"#, code: code::UNKNOWN_KEY },
     ],
 };
 
-const ROLES: &[Role] = &[Role::Linear, Role::Head];
 const A: &str = "base_model.vera_A";
 const B: &str = "base_model.vera_B";
 
 impl Options for Config {
     const CARD: &'static Card = &CARD;
 
-    const LATER: &'static [Later] = &[Later::off("bias", "\"none\"")];
-
     fn validate(&self) -> Result<()> {
+        Bias::named(&self.bias, "vera_only")?;
         positive("r", self.r)?;
         share("vera_dropout", self.vera_dropout)
     }
@@ -114,14 +111,10 @@ impl Config {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
+    peft_tuner!(without_exclude, initial);
 
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
-        let selection =
-            Selection { targets: &self.targets, layers: Some(&self.layers), roles: ROLES, default: query_value };
-        let mut plan = selection.plan(model, |site| Ok(self.tensors(site)))?;
+        let mut plan = linear_plan(&self.targets, &self.layers, Bias::named(&self.bias, "vera_only")?, model, |site| Ok(self.tensors(site)))?;
         let dims = || plan.sites.iter().map(|id| model.sites()[*id].dims);
         let input = dims().map(|dims| dims.input).max().unwrap_or_default();
         let output = dims().map(|dims| dims.output).max().unwrap_or_default();
@@ -131,30 +124,12 @@ impl AdapterConfig for Config {
         plan.tensors.extend(pair.into_iter().flatten());
         Ok(plan)
     }
-
-    fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value> {
-        without_exclude(self, &self.targets, model, plan, export)
-    }
-
-    #[cfg(feature = "torch")]
-    fn hooks(&self, parts: &super::Parts<'_>) -> Result<super::Hooks> {
-        run::hooks(self, parts)
-    }
-
-    #[cfg(feature = "torch")]
-    fn initial(
-        &self,
-        tensor: &PlannedTensor,
-        base: &dyn pleach_nn::Backbone,
-        _: pleach_base::rng::Key,
-    ) -> Result<tch::Tensor> {
-        run::initial(self, tensor, base)
-    }
 }
 
 #[cfg(feature = "torch")]
 mod run {
     use pleach_base::Result;
+    use pleach_base::rng::Key;
     use pleach_nn::{Backbone, SiteCx};
     use tch::{Kind, Tensor};
 
@@ -186,7 +161,7 @@ mod run {
     }
 
     /// PEFT draws `A` and then `B` from one generator, Kaiming uniform with the gain of a rectifier.
-    pub(super) fn initial(config: &Config, tensor: &PlannedTensor, base: &dyn Backbone) -> Result<Tensor> {
+    pub(super) fn initial(config: &Config, tensor: &PlannedTensor, base: &dyn Backbone, _: Key) -> Result<Tensor> {
         if tensor.part == "vera_lambda_d" {
             return Ok(Tensor::full(sizes(tensor), config.d_initial, (Kind::Float, base.device())));
         }

@@ -2,14 +2,21 @@
 
 use pleach_base::rng::Key;
 use pleach_nn::Precision;
-use serde_json::json;
+use rstest::rstest;
+use serde_json::{Value, json};
 
 use crate::support::{Batch, all, assert_near, distance, fresh, model, moved, parse};
 
-#[test]
-fn masks_follow_the_sample_not_its_company_or_padding() {
+#[rstest]
+#[case("lora", json!({"lora_dropout": 0.5}))]
+#[case("vera", json!({"vera_dropout": 0.5}))]
+#[case("randlora", json!({"randlora_dropout": 0.5, "randlora_alpha": 4}))]
+#[case("loha", json!({"rank_dropout": 0.5}))]
+#[case("loha", json!({"module_dropout": 0.5, "alpha": 64}))]
+#[case("lokr", json!({"rank_dropout": 0.5, "rank_dropout_scale": true}))]
+fn masks_follow_the_sample_not_its_company_or_padding(#[case] method: &str, #[case] options: Value) {
     let model = model("llama-lora", Precision::Fp32);
-    let adapter = moved(&model, &parse("lora", &json!({"lora_dropout": 0.5})), 1);
+    let adapter = moved(&model, &parse(method, &options), 1);
     let run = |batch: &Batch, step| batch.real(&model.run_at(batch, &all(batch, &adapter), true, step));
     let alone = run(&Batch::of(&[5], &[42], Some(5)), 3);
     let padded = run(&Batch::of(&[4, 5], &[7, 42], Some(9)), 3);
@@ -19,16 +26,21 @@ fn masks_follow_the_sample_not_its_company_or_padding() {
     assert!(distance(&run(&Batch::of(&[5], &[42], Some(5)), 4), &alone) > 1e-3, "another step, another mask");
     let evaluated = Batch::of(&[5], &[42], Some(5));
     let quiet = model.run(&evaluated, &all(&evaluated, &adapter));
-    let plain = moved(&model, &parse("lora", &json!({})), 1);
+    let mut options = options;
+    options.as_object_mut().unwrap().retain(|name, _| !name.contains("dropout"));
+    let plain = moved(&model, &parse(method, &options), 1);
     assert_eq!(distance(&quiet, &model.run(&evaluated, &all(&evaluated, &plain))), 0.0, "none in evaluation");
 }
 
-#[test]
-fn inputs_are_dropped_and_the_rest_scaled_as_often_as_asked() {
+// At the head nothing comes after, so that the output is linear in the mask.
+#[rstest]
+#[case("lora", json!({"lora_dropout": 0.25, "target_modules": ["lm_head"], "lora_alpha": 64}))]
+#[case("vera", json!({"vera_dropout": 0.25, "target_modules": ["lm_head"], "r": 32, "d_initial": 1}))]
+#[case("loha", json!({"rank_dropout": 0.25, "target_modules": ["lm_head"], "alpha": 64}))]
+#[case("lokr", json!({"rank_dropout": 0.25, "rank_dropout_scale": true, "target_modules": ["lm_head"]}))]
+fn inputs_are_dropped_and_the_rest_scaled_as_often_as_asked(#[case] method: &str, #[case] options: Value) {
     let model = model("llama-lora", Precision::Fp32);
-    // At the head nothing comes after, so that the output is linear in the mask.
-    let options = json!({"lora_dropout": 0.25, "target_modules": ["lm_head"], "lora_alpha": 64});
-    let adapter = moved(&model, &parse("lora", &options), 1);
+    let adapter = moved(&model, &parse(method, &options), 1);
     let batch = Batch::of(&[5], &[42], Some(5));
     let mean = (0..400)
         .map(|step| model.run_at(&batch, &all(&batch, &adapter), true, step))
@@ -51,4 +63,17 @@ fn dropping_leaves_the_models_own_inputs_alone() {
         let trained = model.run_at(&batch, &all(&batch, &adapter), true, 3);
         assert_eq!(distance(&trained, &model.run(&batch, &[])), 0.0);
     }
+}
+
+/// Some steps leave the module as it is, the others have it whole.
+#[test]
+fn modules_are_dropped_as_a_whole() {
+    let model = model("llama-lora", Precision::Fp32);
+    let adapter = moved(&model, &parse("lokr", &json!({"module_dropout": 0.25, "target_modules": ["lm_head"]})), 1);
+    let batch = Batch::of(&[5], &[42], Some(5));
+    let (with, without) = (model.run(&batch, &all(&batch, &adapter)), model.run(&batch, &[]));
+    let steps: Vec<_> = (0..400).map(|step| model.run_at(&batch, &all(&batch, &adapter), true, step)).collect();
+    let left_out = steps.iter().filter(|found| distance(found, &without) == 0.0).count();
+    assert!(steps.iter().all(|found| distance(found, &without) == 0.0 || distance(found, &with) < 1e-6));
+    assert!((70..130).contains(&left_out), "{left_out} of 400");
 }

@@ -23,6 +23,23 @@ pub enum Bias {
     LoraOnly,
 }
 
+impl Bias {
+    /// What a method's option says: `none`, `all`, or the method's `own` word for the biases of targets.
+    ///
+    /// # Errors
+    /// `METHOD_CONFIG`.
+    pub(crate) fn named(text: &str, own: &str) -> Result<Self> {
+        match text {
+            "none" => Ok(Self::None),
+            "all" => Ok(Self::All),
+            text if text == own => Ok(Self::LoraOnly),
+            text => Err(code::METHOD_CONFIG
+                .error(format!("bias: `{text}` is none of its values"))
+                .hint(format!("one of none, all, {own}"))),
+        }
+    }
+}
+
 /// Adds the biases of `mode` to a plan whose `sites` and `saved` are complete.
 ///
 /// # Errors

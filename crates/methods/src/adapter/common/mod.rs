@@ -16,6 +16,7 @@ mod peft;
 mod planned;
 mod schema;
 mod targets;
+mod usual;
 #[cfg(feature = "torch")]
 mod weights;
 
@@ -37,5 +38,6 @@ pub(crate) use planned::{parameter, sample_job, shared_tensor, usual_init};
 pub(crate) use schema::{IndicesSchema, ModulesSchema};
 pub use targets::{Layers, Targets};
 pub(crate) use targets::{Selection, key_value, query_value};
+pub(crate) use usual::{LINEAR, linear_plan, peft_tuner};
 #[cfg(feature = "torch")]
 pub(crate) use weights::{dense, linear_delta, restored, with_weight};

@@ -55,16 +55,16 @@ pub(crate) fn peft_config<C: Options + Serialize>(
 /// The fields of methods without `exclude_modules` in PEFT: where it is given, the modules are written by name.
 pub(crate) fn without_exclude<C: Options + Serialize>(
     config: &C,
-    targets: &Targets,
+    targets: Option<&Targets>,
     model: &dyn BackboneConfig,
     plan: &Plan,
     export: &Export<'_>,
 ) -> Map<String, Value> {
-    let named = match &targets.exclude_modules {
+    let by_name = |targets: &Targets| match &targets.exclude_modules {
         Some(_) => Targets { target_modules: None, ..targets.clone() },
         None => targets.clone(),
     };
-    let mut fields = peft_config(config, Some(&named), model, plan, export);
+    let mut fields = peft_config(config, targets.map(by_name).as_ref(), model, plan, export);
     fields.shift_remove("exclude_modules");
     fields
 }
