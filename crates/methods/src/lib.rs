@@ -10,6 +10,7 @@ mod card;
 mod explain;
 mod import;
 mod job;
+#[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "tensors are drawn with it"))]
 mod mersenne;
 mod options;
 mod pairs;
