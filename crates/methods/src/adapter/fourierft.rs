@@ -11,55 +11,39 @@
 use indexmap::IndexMap;
 use pleach_base::{Result, code};
 use pleach_nn::{BackboneConfig, Init, Part, Role, Site, Sites};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-use super::common::{Bias, LINEAR, Layers, Targets, linear_plan, parameter, peft_tuner, positive, positive_number, query_value, refuse, sample_job};
+use super::common::{
+    Bias, LINEAR, Layers, Targets, linear_plan, options, parameter, peft_tuner, positive, positive_number, query_value,
+    refuse, sample_job,
+};
 use super::{AdapterConfig, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::mersenne::PERMUTATION_END;
 use crate::plan::{Plan, PlannedTensor};
 
-/// Options of FourierFT.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-#[schemars(deny_unknown_fields)]
-pub struct Config {
-    /// Trained entries of a module's spectrum: at most as many as its weight has.
-    pub n_frequency: u32,
-    /// Factor of what is added.
-    pub scaling: f64,
-    /// Seed of the places of those entries.
-    pub random_loc_seed: i64,
-    /// Whether weights are stored input first. Known from the model; the value is not used.
-    pub fan_in_fan_out: bool,
-    /// Modules.
-    #[serde(flatten)]
-    pub targets: Targets,
-    /// Blocks.
-    #[serde(flatten)]
-    pub layers: Layers,
-    /// Other numbers of entries for some modules: names or expressions to numbers.
-    pub n_frequency_pattern: IndexMap<String, u32>,
-    /// Begin with a spectrum of zeros, which leaves the model unchanged; drawn from the standard normal otherwise.
-    pub init_weights: bool,
-    /// Which of the frozen model's biases are trained too: `none`, `all`, or `fourier_only`, those of targets.
-    pub bias: String,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            n_frequency: 1000,
-            scaling: 150.0,
-            random_loc_seed: 777,
-            fan_in_fan_out: false,
-            targets: Targets::default(),
-            layers: Layers::default(),
-            n_frequency_pattern: IndexMap::new(),
-            init_weights: false,
-            bias: "none".to_owned(),
-        }
+options! {
+    /// Options of FourierFT.
+    pub struct Config {
+        /// Trained entries of a module's spectrum: at most as many as its weight has.
+        n_frequency: u32 = 1000,
+        /// Factor of what is added.
+        scaling: f64 = 150.0,
+        /// Seed of the places of those entries.
+        random_loc_seed: i64 = 777,
+        /// Whether weights are stored input first. Known from the model; the value is not used.
+        fan_in_fan_out: bool = false,
+        /// Modules.
+        #[serde(flatten)]
+        targets: Targets = Targets::default(),
+        /// Blocks.
+        #[serde(flatten)]
+        layers: Layers = Layers::default(),
+        /// Other numbers of entries for some modules: names or expressions to numbers.
+        n_frequency_pattern: IndexMap<String, u32> = IndexMap::new(),
+        /// Begin with a spectrum of zeros, which leaves the model unchanged; drawn from the standard normal otherwise.
+        init_weights: bool = false,
+        /// Which of the frozen model's biases are trained too: `none`, `all`, or `fourier_only`, those of targets.
+        bias: String = "none".to_owned(),
     }
 }
 
@@ -88,7 +72,6 @@ static CARD: Card = Card {
     ],
 };
 
-
 impl Options for Config {
     const CARD: &'static Card = &CARD;
 
@@ -115,7 +98,8 @@ impl Config {
             return Err(refuse(field, &why).hint(format!("at most {entries}")));
         }
         if entries >= PERMUTATION_END {
-            let why = format!("`{}` is too large: PEFT's places are drawn for up to {PERMUTATION_END} entries", site.path);
+            let why =
+                format!("`{}` is too large: PEFT's places are drawn for up to {PERMUTATION_END} entries", site.path);
             return Err(refuse("target_modules", &why));
         }
         let init = if self.init_weights { Init::Zeros } else { Init::Normal { std: 1.0 } };

@@ -11,46 +11,33 @@
 
 use pleach_base::{Result, code};
 use pleach_nn::{BackboneConfig, Init, Site};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-use super::common::{Bias, LINEAR, Layers, Targets, linear_plan, parameter, peft_tuner, plain_linear, positive, sample_job, usual_init};
+use super::common::{
+    Bias, LINEAR, Layers, Targets, linear_plan, options, parameter, peft_tuner, plain_linear, positive, sample_job,
+    usual_init,
+};
 use super::{AdapterConfig, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::plan::{Plan, PlannedTensor};
 
-/// Options of HRA.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-#[schemars(deny_unknown_fields)]
-pub struct Config {
-    /// Number of reflections. Odd numbers begin with a changed model.
-    pub r: u32,
-    /// Make the vectors of the reflections orthogonal first.
-    #[serde(rename = "apply_GS")]
-    pub apply_gs: bool,
-    /// Modules.
-    #[serde(flatten)]
-    pub targets: Targets,
-    /// Blocks.
-    #[serde(flatten)]
-    pub layers: Layers,
-    /// Begin with vectors in equal pairs, which leaves the model unchanged; all drawn apart otherwise.
-    pub init_weights: bool,
-    /// Which of the frozen model's biases are trained too: `none`, `all`, or `hra_only`, those of targets.
-    pub bias: String,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            r: 8,
-            apply_gs: false,
-            targets: Targets::default(),
-            layers: Layers::default(),
-            init_weights: true,
-            bias: "none".to_owned(),
-        }
+options! {
+    /// Options of HRA.
+    pub struct Config {
+        /// Number of reflections. Odd numbers begin with a changed model.
+        r: u32 = 8,
+        /// Make the vectors of the reflections orthogonal first.
+        #[serde(rename = "apply_GS")]
+        apply_gs: bool = false,
+        /// Modules.
+        #[serde(flatten)]
+        targets: Targets = Targets::default(),
+        /// Blocks.
+        #[serde(flatten)]
+        layers: Layers = Layers::default(),
+        /// Begin with vectors in equal pairs, which leaves the model unchanged; all drawn apart otherwise.
+        init_weights: bool = true,
+        /// Which of the frozen model's biases are trained too: `none`, `all`, or `hra_only`, those of targets.
+        bias: String = "none".to_owned(),
     }
 }
 
@@ -78,7 +65,6 @@ static CARD: Card = Card {
     ],
 };
 
-
 impl Options for Config {
     const CARD: &'static Card = &CARD;
 
@@ -102,7 +88,9 @@ impl AdapterConfig for Config {
     peft_tuner!(peft_config, initial);
 
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
-        linear_plan(&self.targets, &self.layers, Bias::named(&self.bias, "hra_only")?, model, |site| Ok([self.tensor(site)?]))
+        linear_plan(&self.targets, &self.layers, Bias::named(&self.bias, "hra_only")?, model, |site| {
+            Ok([self.tensor(site)?])
+        })
     }
 }
 

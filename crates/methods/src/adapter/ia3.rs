@@ -8,41 +8,27 @@
 
 use pleach_base::{Result, code};
 use pleach_nn::{BackboneConfig, Init, Modules, Part, Role, Site, SiteId, Sites};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::common::{ModulesSchema, Selection, Targets, parameter, peft_config, refuse, sample_job};
+use super::common::{ModulesSchema, Selection, Targets, options, parameter, peft_config, refuse, sample_job};
 use super::{AdapterConfig, Export, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::plan::Plan;
 
-/// Options of IA3.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-#[schemars(deny_unknown_fields)]
-pub struct Config {
-    /// Modules.
-    #[serde(flatten)]
-    pub targets: Targets,
-    /// Which of the target modules scale their input: ends of names, or a regular expression for the whole path; the
-    /// last maps of the feed-forward part when left out.
-    #[schemars(with = "Option<ModulesSchema>")]
-    pub feedforward_modules: Option<Modules>,
-    /// Whether weights are stored input first. Known from the model; the value is not used.
-    pub fan_in_fan_out: bool,
-    /// Begin at one, which leaves the model unchanged; drawn from the standard normal otherwise.
-    pub init_ia3_weights: bool,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            targets: Targets::default(),
-            feedforward_modules: None,
-            fan_in_fan_out: false,
-            init_ia3_weights: true,
-        }
+options! {
+    /// Options of IA3.
+    pub struct Config {
+        /// Modules.
+        #[serde(flatten)]
+        targets: Targets = Targets::default(),
+        /// Which of the target modules scale their input: ends of names, or a regular expression for the whole path; the
+        /// last maps of the feed-forward part when left out.
+        #[schemars(with = "Option<ModulesSchema>")]
+        feedforward_modules: Option<Modules> = None,
+        /// Whether weights are stored input first. Known from the model; the value is not used.
+        fan_in_fan_out: bool = false,
+        /// Begin at one, which leaves the model unchanged; drawn from the standard normal otherwise.
+        init_ia3_weights: bool = true,
     }
 }
 
@@ -84,7 +70,7 @@ enum Side {
 
 /// What PEFT scales by default at a part of this family, if anything.
 fn usual(family: &str, part: Part) -> Option<Side> {
-    use Part::{AttnOut, Down, Key, Query, Qkv, Up, Value};
+    use Part::{AttnOut, Down, Key, Qkv, Query, Up, Value};
     let input = match family {
         "bert" | "roberta" | "xlm-roberta" | "deberta" | "deberta-v2" => matches!(part, AttnOut | Down),
         "mt5" => false,
@@ -251,7 +237,9 @@ mod tests {
 
     #[test]
     fn the_usual_modules_differ_by_family() {
-        let sides = |family| [Part::Query, Part::Key, Part::Value, Part::AttnOut, Part::Up, Part::Down].map(|part| usual(family, part));
+        let sides = |family| {
+            [Part::Query, Part::Key, Part::Value, Part::AttnOut, Part::Up, Part::Down].map(|part| usual(family, part))
+        };
         let (input, output) = (Some(Side::Input), Some(Side::Output));
         assert_eq!(sides("llama"), [None, output, output, None, None, input]);
         assert_eq!(sides("qwen2"), [output, None, output, None, None, input]);

@@ -8,40 +8,29 @@
 
 use pleach_base::{Result, code};
 use pleach_nn::{BackboneConfig, Init, Site};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-use super::common::{Bias, LINEAR, Layers, Lycoris, Targets, linear_plan, parameter, peft_tuner, plain_linear, sample_job, usual_init};
+use super::common::{
+    Bias, LINEAR, Layers, Lycoris, Targets, linear_plan, options, parameter, peft_tuner, plain_linear, sample_job,
+    usual_init,
+};
 use super::{AdapterConfig, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::plan::{Plan, PlannedTensor};
 
-/// Options of LoHa.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-#[schemars(deny_unknown_fields)]
-pub struct Config {
-    /// Ranks, scaling and dropout.
-    #[serde(flatten)]
-    pub product: Lycoris,
-    /// Modules.
-    #[serde(flatten)]
-    pub targets: Targets,
-    /// Blocks.
-    #[serde(flatten)]
-    pub layers: Layers,
-    /// Begin with the last factor at zero, which leaves the model unchanged; drawn like the others otherwise.
-    pub init_weights: bool,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            product: Lycoris::default(),
-            targets: Targets::default(),
-            layers: Layers::default(),
-            init_weights: true,
-        }
+options! {
+    /// Options of LoHa.
+    pub struct Config {
+        /// Ranks, scaling and dropout.
+        #[serde(flatten)]
+        product: Lycoris = Lycoris::default(),
+        /// Modules.
+        #[serde(flatten)]
+        targets: Targets = Targets::default(),
+        /// Blocks.
+        #[serde(flatten)]
+        layers: Layers = Layers::default(),
+        /// Begin with the last factor at zero, which leaves the model unchanged; drawn like the others otherwise.
+        init_weights: bool = true,
     }
 }
 
@@ -70,7 +59,6 @@ static CARD: Card = Card {
         Invalid { options: r#"{"lora_alpha": 16}"#, code: code::UNKNOWN_KEY },
     ],
 };
-
 
 impl Options for Config {
     const CARD: &'static Card = &CARD;

@@ -12,34 +12,36 @@ use pleach_nn::{BackboneConfig, Init, Site};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::{Bias, LINEAR, Layers, Lycoris, Targets, linear_plan, parameter, peft_tuner, plain_linear, refuse, sample_job, usual_init};
+use super::common::{
+    Bias, LINEAR, Layers, Lycoris, Targets, linear_plan, options, parameter, peft_tuner, plain_linear, refuse,
+    sample_job, usual_init,
+};
 use super::{AdapterConfig, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::plan::{Plan, PlannedTensor};
 
-/// Options of LoKr.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-#[schemars(deny_unknown_fields)]
-pub struct Config {
-    /// Ranks, scaling and dropout.
-    #[serde(flatten)]
-    pub product: Lycoris,
-    /// Decompose the left factor too, where the rank makes it smaller.
-    pub decompose_both: bool,
-    /// Width of the left factor where it divides that of the module, else the largest allowed; -1 for as near to square
-    /// as possible.
-    pub decompose_factor: i64,
-    /// Scale the rows that `rank_dropout` keeps, so that their sum stays the same.
-    pub rank_dropout_scale: bool,
-    /// Modules.
-    #[serde(flatten)]
-    pub targets: Targets,
-    /// Blocks.
-    #[serde(flatten)]
-    pub layers: Layers,
-    /// Which factor begins at zero: `true` for the left, `lycoris` for the right, `false` for none, which is no identity.
-    pub init_weights: InitWeights,
+options! {
+    /// Options of LoKr.
+    pub struct Config {
+        /// Ranks, scaling and dropout.
+        #[serde(flatten)]
+        product: Lycoris = Lycoris::default(),
+        /// Decompose the left factor too, where the rank makes it smaller.
+        decompose_both: bool = false,
+        /// Width of the left factor where it divides that of the module, else the largest allowed; -1 for as near to square
+        /// as possible.
+        decompose_factor: i64 = -1,
+        /// Scale the rows that `rank_dropout` keeps, so that their sum stays the same.
+        rank_dropout_scale: bool = false,
+        /// Modules.
+        #[serde(flatten)]
+        targets: Targets = Targets::default(),
+        /// Blocks.
+        #[serde(flatten)]
+        layers: Layers = Layers::default(),
+        /// Which factor begins at zero: `true` for the left, `lycoris` for the right, `false` for none, which is no identity.
+        init_weights: InitWeights = InitWeights::Flag(true),
+    }
 }
 
 /// `init_weights`.
@@ -50,20 +52,6 @@ pub enum InitWeights {
     Flag(bool),
     /// By name.
     Named(String),
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            product: Lycoris::default(),
-            decompose_both: false,
-            decompose_factor: -1,
-            rank_dropout_scale: false,
-            targets: Targets::default(),
-            layers: Layers::default(),
-            init_weights: InitWeights::Flag(true),
-        }
-    }
 }
 
 static CARD: Card = Card {
@@ -93,7 +81,6 @@ static CARD: Card = Card {
         Invalid { options: r#"{"factor": 8}"#, code: code::UNKNOWN_KEY },
     ],
 };
-
 
 impl Options for Config {
     const CARD: &'static Card = &CARD;
@@ -217,7 +204,11 @@ mod run {
 
     fn factor(parts: &Parts<'_>, site: SiteId, [whole, a, b]: [&str; 3]) -> Result<Factor> {
         let part = |part| Ok(parts.part(site, part)?.shallow_clone());
-        if parts.plan.part(site, whole).is_some() { part(whole).map(Factor::Whole) } else { Ok(Factor::Parts(part(a)?, part(b)?)) }
+        if parts.plan.part(site, whole).is_some() {
+            part(whole).map(Factor::Whole)
+        } else {
+            Ok(Factor::Parts(part(a)?, part(b)?))
+        }
     }
 
     impl Factor {
@@ -245,8 +236,20 @@ mod tests {
     fn widths_are_split_as_peft_splits_them() {
         let near: Vec<_> = [1, 2, 3, 7, 12, 16, 56, 64, 127, 128, 250, 360, 512, 1024].map(|n| split(n, -1)).to_vec();
         let expected = [
-            (1, 1), (1, 2), (1, 3), (1, 7), (3, 4), (4, 4), (7, 8), (8, 8), (1, 127), (8, 16), (10, 25), (18, 20),
-            (16, 32), (32, 32),
+            (1, 1),
+            (1, 2),
+            (1, 3),
+            (1, 7),
+            (3, 4),
+            (4, 4),
+            (7, 8),
+            (8, 8),
+            (1, 127),
+            (8, 16),
+            (10, 25),
+            (18, 20),
+            (16, 32),
+            (32, 32),
         ];
         assert_eq!(near, expected);
         let four: Vec<_> = [2, 6, 7, 12, 64, 90, 125].map(|n| split(n, 4)).to_vec();

@@ -11,63 +11,43 @@
 
 use pleach_base::{Result, code};
 use pleach_nn::{BackboneConfig, Dims, Init, Site};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-use super::common::{Bias, LINEAR, Layers, Targets, linear_plan, parameter, peft_tuner, positive, positive_number, sample_job, share, shared_tensor};
+use super::common::{
+    Bias, LINEAR, Layers, Projection, Targets, linear_plan, options, parameter, peft_tuner, positive, positive_number,
+    sample_job, share,
+};
 use super::{AdapterConfig, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::plan::{Plan, PlannedTensor};
 
-/// Options of RandLoRA.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-#[schemars(deny_unknown_fields)]
-pub struct Config {
-    /// Rank of each product. A larger one means fewer products and fewer parameters.
-    pub r: u32,
-    /// Modules.
-    #[serde(flatten)]
-    pub targets: Targets,
-    /// Blocks.
-    #[serde(flatten)]
-    pub layers: Layers,
-    /// Seed of the shared factors.
-    pub projection_prng_key: i64,
-    /// Save the shared factors with the adapter; they are drawn again from the seed otherwise.
-    pub save_projection: bool,
-    /// Factors of -1, 0 and 1, zero two times out of three.
-    pub sparse: bool,
-    /// The same with even more zeros: a share of one over the root of the smaller width is left.
-    pub very_sparse: bool,
-    /// Share of inputs that are dropped in training.
-    pub randlora_dropout: f64,
-    /// Whether weights are stored input first. Known from the model; the value is not used.
-    pub fan_in_fan_out: bool,
-    /// Numerator of the scaling.
-    pub randlora_alpha: f64,
-    /// Begin with `lambda` at zero, which leaves the model unchanged; drawn otherwise.
-    pub init_weights: bool,
-    /// Which of the frozen model's biases are trained too: `none`, `all`, or `randlora_only`, those of targets.
-    pub bias: String,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            r: 32,
-            targets: Targets::default(),
-            layers: Layers::default(),
-            projection_prng_key: 0,
-            save_projection: true,
-            sparse: false,
-            very_sparse: false,
-            randlora_dropout: 0.0,
-            fan_in_fan_out: false,
-            randlora_alpha: 640.0,
-            init_weights: true,
-            bias: "none".to_owned(),
-        }
+options! {
+    /// Options of RandLoRA.
+    pub struct Config {
+        /// Rank of each product. A larger one means fewer products and fewer parameters.
+        r: u32 = 32,
+        /// Modules.
+        #[serde(flatten)]
+        targets: Targets = Targets::default(),
+        /// Blocks.
+        #[serde(flatten)]
+        layers: Layers = Layers::default(),
+        /// The shared tensors.
+        #[serde(flatten)]
+        projection: Projection = Projection::default(),
+        /// Factors of -1, 0 and 1, zero two times out of three.
+        sparse: bool = false,
+        /// The same with even more zeros: a share of one over the root of the smaller width is left.
+        very_sparse: bool = false,
+        /// Share of inputs that are dropped in training.
+        randlora_dropout: f64 = 0.0,
+        /// Whether weights are stored input first. Known from the model; the value is not used.
+        fan_in_fan_out: bool = false,
+        /// Numerator of the scaling.
+        randlora_alpha: f64 = 640.0,
+        /// Begin with `lambda` at zero, which leaves the model unchanged; drawn otherwise.
+        init_weights: bool = true,
+        /// Which of the frozen model's biases are trained too: `none`, `all`, or `randlora_only`, those of targets.
+        bias: String = "none".to_owned(),
     }
 }
 
@@ -131,14 +111,15 @@ impl AdapterConfig for Config {
     peft_tuner!(without_exclude, initial);
 
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
-        let mut plan = linear_plan(&self.targets, &self.layers, Bias::named(&self.bias, "randlora_only")?, model, |site| Ok(self.tensors(site)))?;
-        let dims = || plan.sites.iter().map(|id| model.sites()[*id].dims);
-        let input = dims().map(|dims| dims.input).max().unwrap_or_default();
-        let output = dims().map(|dims| dims.output).max().unwrap_or_default();
-        let (r, (least, most)) = (self.r as usize, (input.min(output), input.max(output)));
-        let pair = [(A, "randlora_A", vec![r, 1, least]), (B, "randlora_B", vec![most, least.div_ceil(r), r])];
-        let pair = pair.map(|(name, part, shape)| shared_tensor(&plan, name, part, shape, self.save_projection));
-        plan.tensors.extend(pair.into_iter().flatten());
+        let mut plan =
+            linear_plan(&self.targets, &self.layers, Bias::named(&self.bias, "randlora_only")?, model, |site| {
+                Ok(self.tensors(site))
+            })?;
+        let r = self.r as usize;
+        self.projection.plan(&mut plan, model, [(A, "randlora_A"), (B, "randlora_B")], |input, output| {
+            let (least, most) = (input.min(output), input.max(output));
+            [vec![r, 1, least], vec![most, least.div_ceil(r), r]]
+        });
         Ok(plan)
     }
 }
@@ -217,10 +198,7 @@ mod run {
         }
         let plan = config.plan(base.config())?;
         let first = plan.named(A);
-        let mut generator = Mersenne::seed(config.projection_prng_key);
-        if tensor.name == B {
-            generator.skip(first.map_or(0, PlannedTensor::numel));
-        }
+        let mut generator = config.projection.generator(&plan, A, &tensor.name);
         let least = first.and_then(|first| first.shape.last()).map_or(1.0, |least| *least as f64);
         let values = match (config.very_sparse, config.sparse) {
             (true, _) => sparse(&mut generator, tensor, least.sqrt()),

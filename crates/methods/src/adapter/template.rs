@@ -99,9 +99,7 @@ mod run {
     }
 
     pub(super) fn hooks(config: &Config, parts: &Parts<'_>) -> Result<Hooks> {
-        at_sites(parts, |site| {
-            Ok(Gain { g: parts.part(site.id, "gain")?.shallow_clone(), strength: config.strength })
-        })
+        at_sites(parts, |site| Ok(Gain { g: parts.part(site.id, "gain")?.shallow_clone(), strength: config.strength }))
     }
 
     impl Gain {

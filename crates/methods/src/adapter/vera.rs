@@ -9,57 +9,38 @@
 
 use pleach_base::{Result, code};
 use pleach_nn::{BackboneConfig, Init, Site};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-use super::common::{Bias, LINEAR, Layers, Targets, linear_plan, parameter, peft_tuner, positive, sample_job, share, shared_tensor};
+use super::common::{
+    Bias, LINEAR, Layers, Projection, Targets, linear_plan, options, parameter, peft_tuner, positive, sample_job, share,
+};
 use super::{AdapterConfig, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::plan::{Plan, PlannedTensor};
 
-/// Options of VeRA.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-#[schemars(deny_unknown_fields)]
-pub struct Config {
-    /// Rank of the shared pair.
-    pub r: u32,
-    /// Modules.
-    #[serde(flatten)]
-    pub targets: Targets,
-    /// Blocks.
-    #[serde(flatten)]
-    pub layers: Layers,
-    /// Seed of the shared pair.
-    pub projection_prng_key: i64,
-    /// Save the shared pair with the adapter; it is drawn again from the seed otherwise.
-    pub save_projection: bool,
-    /// Share of inputs that are dropped in training.
-    pub vera_dropout: f64,
-    /// First value of `lambda_d`.
-    pub d_initial: f64,
-    /// Whether weights are stored input first. Known from the model; the value is not used.
-    pub fan_in_fan_out: bool,
-    /// Begin with `lambda_b` at zero, which leaves the model unchanged; else with `lambda_b` at one and a drawn `lambda_d`.
-    pub init_weights: bool,
-    /// Which of the frozen model's biases are trained too: `none`, `all`, or `vera_only`, those of targets.
-    pub bias: String,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            r: 256,
-            targets: Targets::default(),
-            layers: Layers::default(),
-            projection_prng_key: 0,
-            save_projection: true,
-            vera_dropout: 0.0,
-            d_initial: 0.1,
-            fan_in_fan_out: false,
-            init_weights: true,
-            bias: "none".to_owned(),
-        }
+options! {
+    /// Options of VeRA.
+    pub struct Config {
+        /// Rank of the shared pair.
+        r: u32 = 256,
+        /// Modules.
+        #[serde(flatten)]
+        targets: Targets = Targets::default(),
+        /// Blocks.
+        #[serde(flatten)]
+        layers: Layers = Layers::default(),
+        /// The shared tensors.
+        #[serde(flatten)]
+        projection: Projection = Projection::default(),
+        /// Share of inputs that are dropped in training.
+        vera_dropout: f64 = 0.0,
+        /// First value of `lambda_d`.
+        d_initial: f64 = 0.1,
+        /// Whether weights are stored input first. Known from the model; the value is not used.
+        fan_in_fan_out: bool = false,
+        /// Begin with `lambda_b` at zero, which leaves the model unchanged; else with `lambda_b` at one and a drawn `lambda_d`.
+        init_weights: bool = true,
+        /// Which of the frozen model's biases are trained too: `none`, `all`, or `vera_only`, those of targets.
+        bias: String = "none".to_owned(),
     }
 }
 
@@ -102,7 +83,8 @@ impl Options for Config {
 
 impl Config {
     fn tensors(&self, site: &Site) -> [PlannedTensor; 2] {
-        let (b, d) = if self.init_weights { (Init::Zeros, Init::Derived) } else { (Init::Ones, Init::Normal { std: 1.0 }) };
+        let (b, d) =
+            if self.init_weights { (Init::Zeros, Init::Derived) } else { (Init::Ones, Init::Normal { std: 1.0 }) };
         [
             parameter(site, "vera_lambda_b", [site.dims.output], b),
             parameter(site, "vera_lambda_d", [self.r as usize], d),
@@ -114,14 +96,13 @@ impl AdapterConfig for Config {
     peft_tuner!(without_exclude, initial);
 
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
-        let mut plan = linear_plan(&self.targets, &self.layers, Bias::named(&self.bias, "vera_only")?, model, |site| Ok(self.tensors(site)))?;
-        let dims = || plan.sites.iter().map(|id| model.sites()[*id].dims);
-        let input = dims().map(|dims| dims.input).max().unwrap_or_default();
-        let output = dims().map(|dims| dims.output).max().unwrap_or_default();
+        let mut plan =
+            linear_plan(&self.targets, &self.layers, Bias::named(&self.bias, "vera_only")?, model, |site| {
+                Ok(self.tensors(site))
+            })?;
         let r = self.r as usize;
-        let pair = [(A, "vera_A", vec![r, input]), (B, "vera_B", vec![output, r])];
-        let pair = pair.map(|(name, part, shape)| shared_tensor(&plan, name, part, shape, self.save_projection));
-        plan.tensors.extend(pair.into_iter().flatten());
+        self.projection
+            .plan(&mut plan, model, [(A, "vera_A"), (B, "vera_B")], |input, output| [vec![r, input], vec![output, r]]);
         Ok(plan)
     }
 }
@@ -136,7 +117,6 @@ mod run {
     use super::{A, B, Config};
     use crate::adapter::common::{Added, Addition, Dropout, at_sites, sizes};
     use crate::adapter::{AdapterConfig, Hooks, Parts};
-    use crate::mersenne::Mersenne;
     use crate::plan::PlannedTensor;
 
     struct Vera {
@@ -165,11 +145,7 @@ mod run {
         if tensor.part == "vera_lambda_d" {
             return Ok(Tensor::full(sizes(tensor), config.d_initial, (Kind::Float, base.device())));
         }
-        let mut generator = Mersenne::seed(config.projection_prng_key);
-        if tensor.part == "vera_B" {
-            let plan = config.plan(base.config())?;
-            generator.skip(plan.named(A).map_or(0, PlannedTensor::numel));
-        }
+        let mut generator = config.projection.generator(&config.plan(base.config())?, A, &tensor.name);
         let bound = (6.0 / tensor.shape[1] as f64).sqrt() as f32;
         let values = generator.uniform(tensor.shape.iter().product(), -bound, bound);
         Ok(Tensor::from_slice(&values).reshape(sizes(tensor)).to_device(base.device()))

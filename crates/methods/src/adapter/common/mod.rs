@@ -14,6 +14,7 @@ mod lycoris;
 mod own;
 mod peft;
 mod planned;
+mod projection;
 mod schema;
 mod targets;
 mod usual;
@@ -35,9 +36,10 @@ pub(crate) use peft::{PEFT_VERSION, number, peft_config, without_exclude};
 #[cfg(feature = "torch")]
 pub(crate) use planned::sizes;
 pub(crate) use planned::{parameter, sample_job, shared_tensor, usual_init};
+pub use projection::Projection;
 pub(crate) use schema::{IndicesSchema, ModulesSchema};
 pub use targets::{Layers, Targets};
 pub(crate) use targets::{Selection, key_value, query_value};
-pub(crate) use usual::{LINEAR, linear_plan, peft_tuner};
+pub(crate) use usual::{LINEAR, linear_plan, options, peft_tuner};
 #[cfg(feature = "torch")]
 pub(crate) use weights::{dense, linear_delta, restored, with_weight};

@@ -28,6 +28,31 @@ pub(crate) fn linear_plan<T: IntoIterator<Item = PlannedTensor>>(
     Ok(plan)
 }
 
+/// Declares a method's options with their defaults: `field: Type = default`.
+macro_rules! options {
+    (
+        $(#[$about:meta])*
+        pub struct $name:ident {
+            $($(#[$field_about:meta])* $field:ident: $kind:ty = $default:expr,)*
+        }
+    ) => {
+        $(#[$about])*
+        #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+        #[serde(default)]
+        #[schemars(deny_unknown_fields)]
+        pub struct $name {
+            $($(#[$field_about])* pub $field: $kind,)*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+    };
+}
+pub(crate) use options;
+
 /// Within `impl AdapterConfig for Config`: the card, the file, written by the named function over the field `targets`, and
 /// the hooks of the module `run`, with biases around them; `initial` too where it is named.
 macro_rules! peft_tuner {
