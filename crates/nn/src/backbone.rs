@@ -236,6 +236,7 @@ pub trait BackboneConfig: fmt::Debug + Send + Sync {
 }
 
 /// Where the values of a tensor are.
+#[cfg_attr(not(feature = "torch"), allow(dead_code))] // Without tensors it is only asked whether there are any.
 #[derive(Debug)]
 pub(crate) enum Found<'d> {
     /// In one entry.

@@ -53,11 +53,11 @@ impl Decoder {
     /// Llama's, as `config.json` says.
     pub(crate) fn read(config: Config<'_>) -> Result<Self> {
         let heads = heads(config, None)?;
-        Self::with(config, heads, Rope::whole(heads.dim), "hidden_act")
+        Self::with(config, heads, Rope::whole(heads.dim))
     }
 
-    /// The same with heads, rotation and the name of the activation's field.
-    pub(crate) fn with(config: Config<'_>, heads: Heads, rope: Rope, activation: &str) -> Result<Self> {
+    /// The same with heads and rotation that are not the usual ones.
+    pub(crate) fn with(config: Config<'_>, heads: Heads, rope: Rope) -> Result<Self> {
         let hidden = config.size("hidden_size")?;
         let eps = config.float("rms_norm_eps", 1e-6)?;
         Ok(Self {
@@ -65,7 +65,7 @@ impl Decoder {
             inner: config.size("intermediate_size")?,
             blocks: config.size("num_hidden_layers")?,
             norm: NormShape { kind: NormKind::Rms, width: hidden, eps },
-            activation: Activation::read(config, activation, "silu")?,
+            activation: Activation::read(config, "hidden_act", "silu")?,
             core: Core::new(heads, true),
             windows: Vec::new(),
             qkv_bias: false,

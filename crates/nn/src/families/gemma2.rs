@@ -5,7 +5,7 @@ use pleach_base::Result;
 
 use super::Family;
 use crate::backbone::{BackboneConfig, HeadKind, HeadOptions};
-use crate::blocks::{Core, Decoder, Names, NormKind, NormShape, Rope, heads, windows};
+use crate::blocks::{Activation, Core, Decoder, Names, NormKind, NormShape, Rope, heads, windows};
 use crate::model::{Config, ModelDir};
 
 pub(super) static FAMILY: Gemma2 = Gemma2;
@@ -31,12 +31,13 @@ impl Family for Gemma2 {
         let config = Config(dir.config());
         config.only("use_bidirectional_attention", false)?;
         let heads = heads(config, Some(256))?;
-        let decoder = Decoder::with(config, heads, Rope::whole(heads.dim), activation(config))?;
+        let decoder = Decoder::with(config, heads, Rope::whole(heads.dim))?;
         let window = config.opt_size("sliding_window")?;
         let windows = windows(config, decoder.blocks, window, |block| window.is_some() && block % 2 == 0)?;
         let bias = config.flag("attention_bias", false)?;
         let scale = 1.0 / config.float("query_pre_attn_scalar", 256.0)?.sqrt();
         let decoder = Decoder {
+            activation: Activation::read(config, "hidden_activation", "gelu_pytorch_tanh")?,
             norm: NormShape { kind: NormKind::RmsPlusOne, ..decoder.norm },
             core: Core { scale, cap: config.opt_float("attn_logit_softcapping")?, ..decoder.core },
             windows,
@@ -53,9 +54,4 @@ impl Family for Gemma2 {
         };
         decoder.configure(NAMES, dir, head, options)
     }
-}
-
-/// The field of the activation: `hidden_activation`, or what the first files called it.
-fn activation(config: Config<'_>) -> &'static str {
-    if config.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" }
 }

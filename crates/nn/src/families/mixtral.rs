@@ -32,7 +32,7 @@ impl Family for Mixtral {
         let config = Config(dir.config());
         let heads = heads(config, None)?;
         let rope = Rope { theta: 1_000_000.0, ..Rope::whole(heads.dim) };
-        let decoder = Decoder::with(config, heads, rope, "hidden_act")?;
+        let decoder = Decoder::with(config, heads, rope)?;
         let windows = vec![config.opt_size("sliding_window")?; decoder.blocks];
         let norm = NormShape { eps: config.float("rms_norm_eps", 1e-5)?, ..decoder.norm };
         let count = config.opt_size("num_local_experts")?.unwrap_or(8);

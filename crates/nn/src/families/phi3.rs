@@ -34,7 +34,7 @@ impl Family for Phi3 {
             long_names: &["su", "yarn"],
             ..Rope::whole(heads.dim)
         };
-        let decoder = Decoder::with(config, heads, rope, "hidden_act")?;
+        let decoder = Decoder::with(config, heads, rope)?;
         let windows = vec![config.opt_size("sliding_window")?; decoder.blocks];
         let norm = NormShape { eps: config.float("rms_norm_eps", 1e-5)?, ..decoder.norm };
         Decoder { fused: true, windows, norm, ..decoder }.configure(NAMES, dir, head, options)

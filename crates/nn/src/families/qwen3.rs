@@ -28,7 +28,7 @@ impl Family for Qwen3 {
     fn configure(&self, dir: &ModelDir, head: HeadKind, options: &HeadOptions) -> Result<Box<dyn BackboneConfig>> {
         let config = Config(dir.config());
         let heads = heads(config, Some(128))?;
-        let decoder = Decoder::with(config, heads, Rope::whole(heads.dim), "hidden_act")?;
+        let decoder = Decoder::with(config, heads, Rope::whole(heads.dim))?;
         let windows = upper_windows(config, decoder.blocks)?;
         let bias = config.flag("attention_bias", false)?;
         let decoder = Decoder { qkv_bias: bias, out_bias: bias, qk_norm: true, windows, ..decoder };

@@ -5,5 +5,6 @@
 mod blocks;
 mod families;
 mod layouts;
+mod recorded;
 mod support;
 mod waist;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use pleach_nn::{
     Backbone, BackboneConfig, BaseOp, Forward, Group, HeadKind, HeadOptions, HookSet, Inputs, Layout, ModelDir,
-    Precision, SiteCx, SiteHook, SiteId, TensorFile, configure, tensor_from_entry,
+    Precision, SiteCx, SiteHook, SiteId, TensorFile, configure, families, tensor_from_entry, write_tiny,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -14,7 +14,12 @@ pub(crate) fn case(name: &str) -> PathBuf {
 }
 
 pub(crate) fn io(name: &str) -> BTreeMap<String, Tensor> {
-    let file = TensorFile::open(&case(name).join("io.safetensors")).unwrap();
+    tensors(&case(name).join("io.safetensors"))
+}
+
+/// All tensors of a file.
+pub(crate) fn tensors(path: &std::path::Path) -> BTreeMap<String, Tensor> {
+    let file = TensorFile::open(path).unwrap();
     let names: Vec<_> = file.names().map(str::to_owned).collect();
     names.into_iter().map(|n| (n.clone(), tensor_from_entry(&file.get(&n).unwrap()).unwrap())).collect()
 }
@@ -29,6 +34,22 @@ pub(crate) fn model(name: &str, kind: Option<HeadKind>, precision: Precision) ->
     let dir = ModelDir::open(&case(name).join("model")).unwrap();
     let config = configure(&dir, &HeadOptions { kind, ..HeadOptions::default() }).unwrap();
     let backbone = config.build(&dir, Device::Cpu, precision).unwrap();
+    Model { config, backbone }
+}
+
+/// The tiny model of a family.
+pub(crate) fn tiny(family: &str, kind: Option<HeadKind>) -> Model {
+    tch::set_num_threads(1);
+    let family = families().iter().find(|known| known.name() == family).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    write_tiny(*family, kind, folder.path(), 7).unwrap();
+    open(folder.path(), &HeadOptions { kind, ..HeadOptions::default() })
+}
+
+pub(crate) fn open(folder: &std::path::Path, options: &HeadOptions) -> Model {
+    let dir = ModelDir::open(folder).unwrap();
+    let config = configure(&dir, options).unwrap();
+    let backbone = config.build(&dir, Device::Cpu, Precision::Fp32).unwrap();
     Model { config, backbone }
 }
 

@@ -3,7 +3,7 @@
 use pleach_nn::{BaseOp, Forward, Group, NoHooks, OpWeights, Precision, Replaced, SiteCx, SiteHook};
 use tch::Tensor;
 
-use crate::support::{Additive, Hooks, Prefix, Sharpen, assert_near, batch, distance, model, real, run};
+use crate::support::{Additive, Hooks, Prefix, Sharpen, assert_near, batch, distance, model, real, run, tiny};
 
 fn leaf(shape: &[i64], shift: f64) -> Tensor {
     let values = Tensor::arange(shape.iter().product::<i64>(), tch::kind::FLOAT_CPU) + shift;
@@ -74,9 +74,14 @@ fn open_attention_is_the_fused_one_when_its_hook_does_nothing() {
 }
 
 /// Compares attention behind virtual tokens with the definition, row by row and head by head.
+#[derive(Clone, Copy)]
 struct Definition {
     front: i64,
     causal: bool,
+    /// How many tokens a token sees, virtual ones among them.
+    window: i64,
+    scale: f64,
+    cap: Option<f64>,
 }
 
 impl SiteHook for Definition {
@@ -93,13 +98,18 @@ impl SiteHook for Definition {
         let found = base.run(&[q.shallow_clone(), k.shallow_clone(), v.shallow_clone()]);
         for (row, length) in cx.layout.lengths().iter().enumerate() {
             for token in 0..*length {
-                let seen = self.front + if self.causal { token as i64 + 1 } else { *length as i64 };
+                let end = self.front + if self.causal { token as i64 + 1 } else { *length as i64 };
+                let seen = end.min(self.window);
                 for head in 0..heads.query {
                     let of = |t: &Tensor, head: usize| t.get(row as i64).select(1, head as i64); // [w, d]
                     let shared = head / (heads.query / heads.kv);
-                    let keys = of(&k, shared).narrow(0, 0, seen);
-                    let scores = keys.mv(&of(&q, head).get(token as i64)) / (heads.dim as f64).sqrt();
-                    let expected = of(&v, shared).narrow(0, 0, seen).tr().mv(&scores.softmax(-1, tch::Kind::Float));
+                    let keys = of(&k, shared).narrow(0, end - seen, seen);
+                    let mut scores = keys.mv(&of(&q, head).get(token as i64)) * self.scale;
+                    if let Some(cap) = self.cap {
+                        scores = (scores / cap).tanh() * cap;
+                    }
+                    let values = of(&v, shared).narrow(0, end - seen, seen);
+                    let expected = values.tr().mv(&scores.softmax(-1, tch::Kind::Float));
                     assert_near(&of(&found[0], head).get(token as i64), &expected, 1e-5);
                 }
             }
@@ -110,14 +120,22 @@ impl SiteHook for Definition {
 
 #[test]
 fn attention_behind_virtual_tokens_is_its_definition() {
-    for (name, path, causal) in [
-        ("llama-lora", "model.layers.0.self_attn@kv", true),
-        ("bert-lora", "bert.encoder.layer.0.attention.self@kv", false),
+    let plain = |causal, dim: f64| Definition { front: 0, causal, window: 99, scale: 1.0 / dim.sqrt(), cap: None };
+    let llama = plain(true, 16.0);
+    let bert = plain(false, 16.0);
+    let mistral = Definition { window: 5, ..plain(true, 8.0) };
+    let gemma2 = Definition { window: 5, scale: 1.0 / 20f64.sqrt(), cap: Some(2.0), ..plain(true, 12.0) };
+    let recorded = |name| model(name, None, Precision::Fp32);
+    for (model, path, definition) in [
+        (recorded("llama-lora"), "model.layers.0.self_attn@kv", llama),
+        (recorded("bert-lora"), "bert.encoder.layer.0.attention.self@kv", bert),
+        (tiny("mistral", None), "model.layers.0.self_attn@kv", mistral),
+        (tiny("gemma2", None), "model.layers.0.self_attn@kv", gemma2),
     ] {
-        let (model, batch) = (model(name, None, Precision::Fp32), batch(&[6, 4]));
+        let batch = batch(&[6, 4]);
         let site = model.config.sites().by_path(path).unwrap().id;
         for front in [0, 3] {
-            let hooks = Hooks::default().with(site, Definition { front, causal });
+            let hooks = Hooks::default().with(site, Definition { front, ..definition });
             let groups = [Group { rows: 0..2, hooks: &hooks }];
             assert!(run(&model, &batch.padded, &groups).isfinite().all().int64_value(&[]) == 1);
         }
