@@ -58,7 +58,7 @@ static CARD: Card = Card {
 };
 
 /// The part of every target.
-const DELTA: &str = "trainable_tokens_delta";
+pub(super) const DELTA: &str = "trainable_tokens_delta";
 
 impl Options for Config {
     const CARD: &'static Card = &CARD;
@@ -107,6 +107,13 @@ impl Config {
 fn source(sites: &Sites, id: SiteId, chosen: &[SiteId]) -> Option<SiteId> {
     let weight = |id: SiteId| sites[id].weight.as_ref().map(|weight| weight.name.as_str());
     chosen.iter().copied().find(|first| weight(*first).is_some() && weight(*first) == weight(id))
+}
+
+/// The tables, heads among them, with the weight of this one.
+#[cfg(feature = "torch")]
+pub(super) fn sharing(sites: &Sites, table: SiteId) -> Vec<SiteId> {
+    let role = |site: &&Site| matches!(site.role, Role::Embed | Role::Head);
+    sites.iter().filter(role).map(|site| site.id).filter(|id| source(sites, *id, &[table]).is_some()).collect()
 }
 
 impl AdapterConfig for Config {

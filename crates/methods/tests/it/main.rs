@@ -7,6 +7,7 @@ mod conformance;
 mod dropout;
 mod files;
 mod groups;
+mod lora;
 mod parity;
 mod support;
 mod zoo;

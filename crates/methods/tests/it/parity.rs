@@ -23,6 +23,7 @@ use crate::support::{Batch, Model, all, assert_near, case, distance, imported, m
 #[case("lora-dora-rslora-saved")]
 #[case("lora-embedding")]
 #[case("lora-pissa")]
+#[case("lora-tokens-tied")]
 #[case("norm-bert")]
 #[case("norm-llama")]
 #[case("prefix-bert")]

@@ -164,18 +164,24 @@ impl Options for Config {
 }
 
 /// LoRA's options that AdaLoRA's file has too, and that change nothing there.
-static LATER: [Later; LATER_OF_LORA.len() + 4] = {
-    let mut all = [Later::off("use_dora", "false"); LATER_OF_LORA.len() + 4];
-    all[1] = Later::off("lora_bias", "false");
-    all[2] = Later::off("use_rslora", "false");
-    all[3] = Later::off("alpha_pattern", "{}");
+static LATER: [Later; LATER_OF_LORA.len() + OWN.len()] = {
+    let mut all = [OWN[0]; LATER_OF_LORA.len() + OWN.len()];
     let mut at = 0;
-    while at < LATER_OF_LORA.len() {
-        all[at + 4] = LATER_OF_LORA[at];
+    while at < all.len() {
+        all[at] = if at < OWN.len() { OWN[at] } else { LATER_OF_LORA[at - OWN.len()] };
         at += 1;
     }
     all
 };
+
+/// Those that LoRA itself has here.
+const OWN: [Later; 5] = [
+    Later::off("use_dora", "false"),
+    Later::off("lora_bias", "false"),
+    Later::off("use_rslora", "false"),
+    Later::off("alpha_pattern", "{}"),
+    Later::new("trainable_token_indices"),
+];
 
 impl Config {
     /// The rank of a site: what is left of it when the options come from a trained adapter.

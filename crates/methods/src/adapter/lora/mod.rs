@@ -15,6 +15,7 @@ mod peft;
 #[cfg(feature = "torch")]
 mod run;
 mod start;
+mod tokens;
 
 use indexmap::IndexMap;
 use pleach_base::{Result, code};
@@ -26,6 +27,7 @@ use serde_json::{Map, Value};
 use super::common::{Bias, Layers, Selection, Targets, biases, peft_config, positive, query_value, refuse, share};
 pub(crate) use self::peft::LATER as LATER_OF_LORA;
 pub use self::start::InitWeights;
+pub use self::tokens::Tokens;
 use self::start::Start;
 use super::{AdapterConfig, Export, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
@@ -65,6 +67,8 @@ pub struct Config {
     pub use_dora: bool,
     /// Give `B` a bias.
     pub lora_bias: bool,
+    /// Ids of tokens whose rows of the token table are trained too, or such lists for several tables by name.
+    pub trainable_token_indices: Option<Tokens>,
     /// Learning rate of `B`, biases and magnitudes, as a multiple of the task's (LoRA+).
     #[serde(skip_serializing)]
     pub loraplus_lr_ratio: f64,
@@ -90,6 +94,7 @@ impl Default for Config {
             init_lora_weights: InitWeights::Flag(true),
             use_dora: false,
             lora_bias: false,
+            trainable_token_indices: None,
             loraplus_lr_ratio: 1.0,
             loraplus_lr_embedding: 1.0,
             fan_in_fan_out: false,
@@ -125,6 +130,7 @@ static CARD: Card = Card {
         Invalid { options: r#"{"init_lora_weights": "orthogonal", "r": 5}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"init_lora_weights": "pissa", "r": 4096}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"lora_bias": true, "use_dora": true}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"trainable_token_indices": [99999999]}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"loraplus_lr_ratio": 0}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"rank_pattern": {"x": 0}}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"target_modules": "(", "r": 4}"#, code: code::METHOD_CONFIG },
@@ -164,6 +170,9 @@ impl Options for Config {
         if self.lora_bias && !matches!(start, Start::Usual | Start::Random) {
             return Err(refuse("lora_bias", "needs `init_lora_weights` to be true or false"));
         }
+        if let Some(tokens) = &self.trainable_token_indices {
+            tokens.validate()?;
+        }
         if self.lora_bias && self.use_dora {
             return Err(refuse("lora_bias", "cannot be given together with `use_dora`"));
         }
@@ -197,6 +206,9 @@ impl AdapterConfig for Config {
         let start = self.init_lora_weights.start()?;
         let mut plan = self.selection().plan(model, |site| factors::planned(self, start, site))?;
         biases::plan(self.bias, model, &mut plan)?;
+        if let Some(tokens) = &self.trainable_token_indices {
+            tokens.plan(model, &mut plan)?;
+        }
         Ok(plan)
     }
 

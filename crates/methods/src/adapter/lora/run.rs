@@ -8,8 +8,10 @@ use tch::Tensor;
 use super::Config;
 use super::dora::{self, Dora};
 use super::factors::Factors;
+use super::tokens;
 use crate::adapter::common::{Dropout, biases};
-use crate::adapter::{Hooks, Parts, SiteMethod};
+use crate::adapter::trainable_tokens::DELTA;
+use crate::adapter::{AdapterConfig, Hooks, Parts, SiteMethod};
 use crate::plan::PlannedTensor;
 
 struct Lora {
@@ -23,6 +25,9 @@ pub(super) fn hooks(config: &Config, parts: &Parts<'_>) -> Result<Hooks> {
         hooks.insert(*id, hook(config, parts, *id)?);
     }
     biases::wrap(parts, &mut hooks)?;
+    if let Some(tokens) = &config.trainable_token_indices {
+        tokens::hooks(tokens, parts, &mut hooks)?;
+    }
     Ok(hooks)
 }
 
@@ -39,6 +44,9 @@ fn hook(config: &Config, parts: &Parts<'_>, id: SiteId) -> Result<Box<dyn SiteMe
 /// First values that are worked out from the frozen weight.
 pub(super) fn initial(config: &Config, tensor: &PlannedTensor, base: &dyn Backbone, key: Key) -> Result<Tensor> {
     let site = &base.config().sites()[tensor.site];
+    if let Some(rows) = config.trainable_token_indices.as_ref().filter(|_| tensor.part == DELTA).and_then(|t| t.of(site)) {
+        return rows.initial(tensor, base, key);
+    }
     let missing = || code::INTERNAL.error(format!("`{}` has no weight", site.path));
     let weight = Factors::frozen(site, base.weights(site.id).ok_or_else(missing)?);
     let shape: Vec<i64> = tensor.shape.iter().map(|n| *n as i64).collect();
