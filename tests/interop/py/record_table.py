@@ -334,3 +334,22 @@ case("tokens-llama", "llama", "TrainableTokens", token_indices=[5, 17, 40])
 case("tokens-tied", "llama", "TrainableTokens", dict(tie_word_embeddings=True), token_indices=[5, 17, 40])
 case("tokens-gpt2", "gpt2", "TrainableTokens", token_indices=[5, 17, 40], target_modules=["wte"])
 case("tokens-bert", "bert", "TrainableTokens", token_indices=[5, 17, 40], target_modules=["word_embeddings"])
+case("tokens-gemma2", "gemma2", "TrainableTokens", token_indices=[5, 17, 40])
+case("tokens-t5", "t5", "TrainableTokens", token_indices=[5, 17, 40])
+case("tokens-two", "gpt2", "TrainableTokens", dict(tie_word_embeddings=False), token_indices=[5, 17],
+     target_modules=["wte", "wpe"])
+for model in ("gemma2", "qwen3", "phi3", "mixtral", "llama-cls"):
+    case(f"prefix-{model}", model, "PrefixTuning", num_virtual_tokens=5)
+for model in ("gemma2", "phi3"):
+    case(f"prompt-{model}", model, "PromptTuning", num_virtual_tokens=4)
+case("prompt-distilbert", "distilbert", "PromptTuning", num_virtual_tokens=4, token_dim=32, num_layers=2,
+     num_attention_heads=4)
+case("prompt-vocabulary", "llama", "PromptTuning", num_virtual_tokens=4, prompt_tuning_init="SAMPLE_VOCAB")
+case("prefix-saved", "llama", "PrefixTuning", num_virtual_tokens=5, init_weights="zero", modules_to_save=["lm_head"])
+case("norm-gemma2", "gemma2", "LNTuning")
+case("norm-qwen3", "qwen3", "LNTuning", target_modules=["post_attention_layernorm", "q_norm", "k_norm", "norm"])
+case("norm-roberta", "roberta", "LNTuning", target_modules=["LayerNorm"], exclude_modules=["embeddings.LayerNorm"])
+case("oft-mistral", "mistral", "OFT", r=0, oft_block_size=8, target_modules=ALL)
+case("oft-terms", "bert", "OFT", r=0, oft_block_size=10, num_cayley_neumann_terms=3, target_modules=["query", "dense"],
+     exclude_modules=["classifier"])
+case("oft-head", "llama", "OFT", r=0, oft_block_size=8, target_modules=["lm_head", "down_proj"], layers_to_transform=[1])

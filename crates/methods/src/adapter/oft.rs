@@ -300,16 +300,17 @@ mod run {
 
     /// `I + 2 S + 2 S^2 + .. + S^(terms - 1)`: the last term once.
     fn series(skew: &Tensor, terms: u32) -> Tensor {
-        let mut sum = Tensor::eye(skew.size()[1], (Kind::Float, skew.device())).expand_as(skew);
+        let one = Tensor::eye(skew.size()[1], (Kind::Float, skew.device()));
+        let mut sum = one.unsqueeze(0).repeat([skew.size()[0], 1, 1]);
         if terms > 1 {
-            sum = sum + skew * 2.0;
+            sum += skew * 2.0;
         }
         if terms > 2 {
             let mut power = skew.bmm(skew);
-            sum = sum + &power * 2.0;
+            sum += &power * 2.0;
             for _ in 3..terms - 1 {
                 power = power.bmm(skew);
-                sum = sum + &power * 2.0;
+                sum += &power * 2.0;
             }
             sum += power.bmm(skew);
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use pleach_base::rng::Key;
 use pleach_methods::{Adapter, Room, StepInfo};
-use pleach_nn::Precision;
+use pleach_nn::{HeadKind, Precision};
 use rstest::rstest;
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
@@ -40,6 +40,10 @@ use crate::support::{Batch, Model, all, assert_near, case, distance, imported, m
 #[case("vera-unsaved")]
 #[case("oft-coft")]
 #[case("boft-bias")]
+#[case("boft-butterfly")]
+#[case("tokens-gemma2")]
+#[case("prefix-gemma2")]
+#[case("prompt-distilbert")]
 #[case("p_tuning-lstm")]
 #[case("prefix-projected-bert")]
 #[case("tokens-tied")]
@@ -109,7 +113,10 @@ pub(crate) fn loss(model: &Model, adapter: &Adapter, batch: &Batch, labels: &Ten
     let room = Room::same(&batch.layout, adapter.config().virtual_tokens());
     let labels = &room.tokens(labels, -100);
     let logits = model.run_at(&batch.room(adapter.config()), &all(batch, adapter), true, 0);
-    let loss = if logits.dim() == 2 {
+    let each = [HeadKind::TokenClassification, HeadKind::MaskedLm].contains(&model.config.info().head);
+    let loss = if each {
+        logits.flatten(0, 1).cross_entropy_loss(&labels.flatten(0, 1), None::<&Tensor>, tch::Reduction::Mean, -100, 0.0)
+    } else if logits.dim() == 2 {
         logits.cross_entropy_for_logits(labels)
     } else {
         let width = logits.size()[1];
