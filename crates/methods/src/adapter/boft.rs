@@ -10,16 +10,14 @@
 use std::collections::BTreeMap;
 
 use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Role, Site};
+use pleach_nn::{BackboneConfig, Init, Site};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use super::common::{
-    Layers, Selection, Targets, biases, parameter, peft_config, plain_linear, positive, query_value, refuse, sample_job,
-    share,
+    Bias, LINEAR, Layers, Targets, linear_plan, parameter, peft_tuner, plain_linear, positive, refuse, sample_job, share,
 };
-use super::{AdapterConfig, Export, Options};
+use super::{AdapterConfig, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::plan::{Plan, PlannedTensor};
 
@@ -45,22 +43,9 @@ pub struct Config {
     /// Whether weights are stored input first. Known from the model; the value is not used.
     pub fan_in_fan_out: bool,
     /// Which of the frozen model's biases are trained too: `none`, `all`, or `boft_only`, those of targets.
-    pub bias: Bias,
+    pub bias: String,
     /// Begin at no rotation and scale 1; with normal numbers around those otherwise.
     pub init_weights: bool,
-}
-
-/// `bias`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Bias {
-    /// No bias is trained.
-    #[default]
-    None,
-    /// All of them.
-    All,
-    /// Those of targets.
-    BoftOnly,
 }
 
 impl Default for Config {
@@ -73,7 +58,7 @@ impl Default for Config {
             layers: Layers::default(),
             boft_dropout: 0.0,
             fan_in_fan_out: false,
-            bias: Bias::None,
+            bias: "none".to_owned(),
             init_weights: true,
         }
     }
@@ -87,7 +72,7 @@ static CARD: Card = Card {
     formula: "`y = s * (W (x Q)) + b`; `Q` is a product of permuted block diagonals of rotations.",
     paper: "Liu et al., Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization, 2023 (arXiv:2311.06243)",
     status: Status::Stable,
-    roles: ROLES,
+    roles: LINEAR,
     sync: &[Sync::MeanGrads],
     mergeable: true,
     identity_at_init: true,
@@ -105,8 +90,6 @@ static CARD: Card = Card {
         Invalid { options: r#"{"block_size": 8}"#, code: code::UNKNOWN_KEY },
     ],
 };
-
-const ROLES: &[Role] = &[Role::Linear, Role::Head];
 
 impl Options for Config {
     const CARD: &'static Card = &CARD;
@@ -132,10 +115,6 @@ struct Shape {
 }
 
 impl Config {
-    fn selection(&self) -> Selection<'_> {
-        Selection { targets: &self.targets, layers: Some(&self.layers), roles: ROLES, default: query_value }
-    }
-
     fn shape(&self, site: &Site) -> Result<Shape> {
         let inputs = site.dims.input;
         let (field, given) = match self.boft_block_size {
@@ -190,26 +169,15 @@ fn butterfly(inputs: usize, shape: Shape, factor: usize) -> Vec<usize> {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
+    peft_tuner!(peft_config, initial);
 
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
-        let mut plan = self.selection().plan(model, |site| self.tensors(site))?;
-        let bias = match self.bias {
-            Bias::None => biases::Bias::None,
-            Bias::All => biases::Bias::All,
-            Bias::BoftOnly => biases::Bias::LoraOnly,
-        };
-        biases::plan(bias, model, &mut plan)?;
+        let bias = Bias::named(&self.bias, "boft_only")?;
+        let mut plan = linear_plan(&self.targets, &self.layers, bias, model, |site| self.tensors(site))?;
         if self.boft_n_butterfly_factor > 1 {
             plan.notes.push("PEFT opens more than one butterfly factor only with its CUDA extension".to_owned());
         }
         Ok(plan)
-    }
-
-    fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value> {
-        peft_config(self, Some(&self.targets), model, plan, export)
     }
 
     fn see_file(&mut self, shapes: &BTreeMap<String, Vec<usize>>) {
@@ -218,35 +186,26 @@ impl AdapterConfig for Config {
             self.boft_n_butterfly_factor = factors.clamp(1, self.boft_n_butterfly_factor);
         }
     }
-
-    #[cfg(feature = "torch")]
-    fn initial(
-        &self,
-        tensor: &PlannedTensor,
-        base: &dyn pleach_nn::Backbone,
-        key: pleach_base::rng::Key,
-    ) -> Result<tch::Tensor> {
-        let missing = || code::INTERNAL.error("normal numbers are drawn");
-        let noise = pleach_nn::draw(Init::Normal { std: 0.1 }, key, &tensor.shape, base.device()).ok_or_else(missing)?;
-        Ok(noise + 1.0)
-    }
-
-    #[cfg(feature = "torch")]
-    fn hooks(&self, parts: &super::Parts<'_>) -> Result<super::Hooks> {
-        run::hooks(self, parts)
-    }
 }
 
 #[cfg(feature = "torch")]
 mod run {
-    use pleach_base::Result;
     use pleach_base::rng::Key;
+    use pleach_base::{Result, code};
+    use pleach_nn::{Backbone, Init, draw};
     use tch::Tensor;
 
     use super::{Config, ROTATION, SCALE, butterfly};
-    use crate::adapter::common::{at_sites, biases};
+    use crate::adapter::common::at_sites;
     use crate::adapter::rotation::{Rotation, Turned, cayley, dropped, turn_blocks};
     use crate::adapter::{Hooks, Parts};
+    use crate::plan::PlannedTensor;
+
+    /// Scales around one.
+    pub(super) fn initial(_: &Config, tensor: &PlannedTensor, base: &dyn Backbone, key: Key) -> Result<Tensor> {
+        let noise = draw(Init::Normal { std: 0.1 }, key, &tensor.shape, base.device());
+        Ok(noise.ok_or_else(|| code::INTERNAL.error("normal numbers are drawn"))? + 1.0)
+    }
 
     struct Boft {
         /// `[factors, blocks, k, k]`
@@ -260,7 +219,7 @@ mod run {
     }
 
     pub(super) fn hooks(config: &Config, parts: &Parts<'_>) -> Result<Hooks> {
-        let mut hooks = at_sites(parts, |site| {
+        at_sites(parts, |site| {
             let (matrices, scale) = (parts.part(site.id, ROTATION)?, parts.part(site.id, SCALE)?);
             let shape = config.shape(site)?;
             let order = |factor| {
@@ -278,9 +237,7 @@ mod run {
                 dropout: config.boft_dropout,
                 key: parts.key.named("boft_dropout").named(&site.path),
             }))
-        })?;
-        biases::wrap(parts, &mut hooks)?;
-        Ok(hooks)
+        })
     }
 
     impl Rotation for Boft {

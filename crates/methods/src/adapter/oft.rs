@@ -8,16 +8,14 @@
 //! Qiu et al., *Controlling Text-to-Image Diffusion by Orthogonal Finetuning*, 2023.
 
 use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Role, Site};
+use pleach_nn::{BackboneConfig, Init, Site};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use super::common::{
-    Layers, Selection, Targets, biases, parameter, peft_config, plain_linear, positive, positive_number, query_value,
-    refuse, sample_job, share,
+    Bias, LINEAR, Layers, Targets, linear_plan, parameter, peft_tuner, plain_linear, positive, positive_number, refuse, sample_job, share,
 };
-use super::{AdapterConfig, Export, Options};
+use super::{AdapterConfig, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::plan::{Plan, PlannedTensor};
 
@@ -42,7 +40,7 @@ pub struct Config {
     /// Whether weights are stored input first. Known from the model; the value is not used.
     pub fan_in_fan_out: bool,
     /// Which of the frozen model's biases are trained too: `none`, `all`, or `oft_only`, those of targets.
-    pub bias: Bias,
+    pub bias: String,
     /// Begin at no rotation; with normal numbers otherwise.
     pub init_weights: bool,
     /// Keep the rotations small.
@@ -57,19 +55,6 @@ pub struct Config {
     pub num_cayley_neumann_terms: u32,
 }
 
-/// `bias`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Bias {
-    /// No bias is trained.
-    #[default]
-    None,
-    /// All of them.
-    All,
-    /// Those of targets.
-    OftOnly,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -79,7 +64,7 @@ impl Default for Config {
             targets: Targets::default(),
             layers: Layers::default(),
             fan_in_fan_out: false,
-            bias: Bias::None,
+            bias: "none".to_owned(),
             init_weights: true,
             coft: false,
             eps: 6e-5,
@@ -98,7 +83,7 @@ static CARD: Card = Card {
     formula: "`y = W (x Q) + b`; `Q` is block diagonal and orthogonal, each block made of a skew matrix.",
     paper: "Qiu et al., Controlling Text-to-Image Diffusion by Orthogonal Finetuning, 2023 (arXiv:2306.07280)",
     status: Status::Stable,
-    roles: ROLES,
+    roles: LINEAR,
     sync: &[Sync::MeanGrads],
     mergeable: true,
     identity_at_init: true,
@@ -117,8 +102,6 @@ static CARD: Card = Card {
         Invalid { options: r#"{"block_size": 8}"#, code: code::UNKNOWN_KEY },
     ],
 };
-
-const ROLES: &[Role] = &[Role::Linear, Role::Head];
 
 impl Options for Config {
     const CARD: &'static Card = &CARD;
@@ -145,10 +128,6 @@ fn nearest_divisor(inputs: usize, wanted: usize) -> usize {
 }
 
 impl Config {
-    fn selection(&self) -> Selection<'_> {
-        Selection { targets: &self.targets, layers: Some(&self.layers), roles: ROLES, default: query_value }
-    }
-
     /// Blocks at a site and their width.
     fn blocks(&self, site: &Site) -> (usize, usize) {
         let inputs = site.dims.input;
@@ -176,28 +155,11 @@ impl Config {
 const PART: &str = "oft_R.weight";
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
+    peft_tuner!(peft_config);
 
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
-        let mut plan = self.selection().plan(model, |site| self.tensor(site))?;
-        let bias = match self.bias {
-            Bias::None => biases::Bias::None,
-            Bias::All => biases::Bias::All,
-            Bias::OftOnly => biases::Bias::LoraOnly,
-        };
-        biases::plan(bias, model, &mut plan)?;
-        Ok(plan)
-    }
-
-    fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value> {
-        peft_config(self, Some(&self.targets), model, plan, export)
-    }
-
-    #[cfg(feature = "torch")]
-    fn hooks(&self, parts: &super::Parts<'_>) -> Result<super::Hooks> {
-        run::hooks(self, parts)
+        let bias = Bias::named(&self.bias, "oft_only")?;
+        linear_plan(&self.targets, &self.layers, bias, model, |site| self.tensor(site))
     }
 
     #[cfg(feature = "torch")]
@@ -213,7 +175,7 @@ mod run {
     use tch::{Kind, Tensor};
 
     use super::{Config, PART};
-    use crate::adapter::common::{at_sites, biases};
+    use crate::adapter::common::at_sites;
     use crate::adapter::rotation::{Rotation, Turned, cayley, dropped, turn_blocks};
     use crate::adapter::{Hooks, Parts};
 
@@ -237,7 +199,7 @@ mod run {
             let _no_grad = tch::no_grad_guard();
             contract(config, parts)?;
         }
-        let mut hooks = at_sites(parts, |site| {
+        at_sites(parts, |site| {
             let weight = parts.part(site.id, PART)?.shallow_clone();
             let (blocks, width) = config.blocks(site);
             let upper: Vec<i64> =
@@ -252,9 +214,7 @@ mod run {
                 dropout: config.module_dropout,
                 key: parts.key.named("module_dropout").named(&site.path),
             }))
-        })?;
-        biases::wrap(parts, &mut hooks)?;
-        Ok(hooks)
+        })
     }
 
     fn most(config: &Config, weight: &Tensor) -> f64 {
