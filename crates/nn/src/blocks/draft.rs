@@ -165,21 +165,26 @@ impl<'a> Draft<'a> {
     }
 
     /// The head of a masked language model: an affine map, the activation, a normalisation, and the table of tokens
-    /// with a bias of its own, `bias`.
+    /// with a bias of its own, `bias`; or, when the configuration unties it, a map of its own, beside which `bias` lies
+    /// idle.
     pub(crate) fn masked_lm(
         &mut self,
         [dense, norm, decoder, bias]: [&str; 4],
         (table, vocab): (&str, usize),
         (shape, activation): (NormShape, Activation),
-    ) -> HeadSpec {
+    ) -> Result<HeadSpec> {
         let (width, table) = (shape.width, format!("{}.weight", self.path(table)));
         let map = LinearSpec::new(&mut self.b, dense.to_owned(), Part::Other, width, width, true);
         let norm = shape.at(&mut self.b, norm);
         let dims = Dims { input: width, output: vocab, heads: None };
         let module = Module::new(decoder, Role::Head, Part::Other, dims, WeightLayout::OutIn);
-        let module = Module { weight: Some(&table), bias: true, bias_name: Some(bias), ..module };
-        let out = LinearSpec::of(&mut self.b, module);
-        HeadSpec::Tokens { transform: Some((MappedSpec { map, activation }, norm)), out, cap: None }
+        let tied = self.config.flag("tie_word_embeddings", true)?;
+        let (weight, bias_name) = if tied { (Some(table.as_str()), Some(bias)) } else { (None, None) };
+        let out = LinearSpec::of(&mut self.b, Module { weight, bias: true, bias_name, ..module });
+        if !tied {
+            self.b.parameter(bias, &[vocab]);
+        }
+        Ok(HeadSpec::Tokens { transform: Some((MappedSpec { map, activation }, norm)), out, cap: None })
     }
 
     /// The backbone.

@@ -143,7 +143,12 @@ impl Encoder {
     }
 
     /// Logits over the vocabulary; `names` are those of the map, its normalisation, the decoder and the bias.
-    pub(crate) fn masked_lm(&self, draft: &mut Draft<'_>, names: [String; 4], activation: Activation) -> HeadSpec {
+    pub(crate) fn masked_lm(
+        &self,
+        draft: &mut Draft<'_>,
+        names: [String; 4],
+        activation: Activation,
+    ) -> Result<HeadSpec> {
         let table = ("embeddings.word_embeddings", self.vocab);
         draft.masked_lm(names.each_ref().map(String::as_str), table, (self.norm, activation))
     }
@@ -158,7 +163,7 @@ impl Encoder {
             HeadKind::Embedding => self.vectors(draft, "pooler.dense")?,
             _ => {
                 let names = ["dense", "layer_norm", "decoder", "bias"].map(|name| format!("lm_head.{name}"));
-                self.masked_lm(draft, names, Activation::Gelu)
+                self.masked_lm(draft, names, Activation::Gelu)?
             }
         })
     }

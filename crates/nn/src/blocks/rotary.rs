@@ -58,6 +58,9 @@ impl RotarySpec {
             Some(old) => Some(old),
             None => config.object("rope_parameters")?,
         };
+        if let Some((kind, _)) = scaling.and_then(|scaling| scaling.0.iter().find(|(_, value)| value.is_object())) {
+            return Err(bad("rope_parameters", &format!("for `{kind}` alone are not built")));
+        }
         let number = |field: &str, outer: &str, default: f64| {
             let outside = config.float(outer, default)?;
             scaling.map_or(Ok(outside), |scaling| scaling.float(field, outside))
@@ -264,11 +267,11 @@ mod imp {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
-    fn read(config: &serde_json::Value, dim: usize) -> Result<Vec<f32>> {
+    fn read(config: &Value, dim: usize) -> Result<Vec<f32>> {
         let map = config.as_object().unwrap();
         RotarySpec::read(Config(map), Rope::whole(dim)).map(|spec| spec.frequencies)
     }
@@ -291,6 +294,61 @@ mod tests {
         let smooth = (64.0 / (std::f32::consts::TAU / 0.1) - 1.0) / 3.0;
         assert!((found[1] - ((1.0 - smooth) * 0.1 / 8.0 + smooth * 0.1)).abs() < 1e-7, "between");
         assert!((found[2] - 0.01 / 8.0).abs() < 1e-9 && (found[3] - 0.001 / 8.0).abs() < 1e-9, "long: divided by 8");
+    }
+
+    fn near(found: &[f32], expected: &[f32]) {
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found / expected - 1.0).abs() < 1e-5, "{found} for {expected}");
+        }
+    }
+
+    /// Numbers of transformers for a head of 16 and 256 positions.
+    #[test]
+    fn yarn_mixes_and_sharpens_as_recorded() {
+        let spec = |more: Value| {
+            let mut rope = json!({"rope_theta": 10000.0, "rope_type": "yarn", "factor": 4.0,
+                "original_max_position_embeddings": 64});
+            rope.as_object_mut().unwrap().append(&mut more.as_object().unwrap().clone());
+            let config = json!({"max_position_embeddings": 256, "rope_parameters": rope});
+            RotarySpec::read(Config(config.as_object().unwrap()), Rope::whole(16)).unwrap()
+        };
+        let plain = spec(json!({}));
+        near(&plain.frequencies[1..4], &[0.237_170_8, 0.049_999_997, 0.007_905_695]);
+        assert!((plain.factor - 1.138_629_436).abs() < 1e-8);
+        let whole =
+            spec(json!({"beta_fast": 4.0, "beta_slow": 0.5, "mscale": 0.8, "mscale_all_dim": 0.4, "truncate": false}));
+        near(&whole.frequencies[1..4], &[0.291_525_63, 0.050_664_395, 0.007_905_695]);
+        assert!((whole.factor - 1.052_538_426).abs() < 1e-8);
+        assert!((spec(json!({"attention_factor": 1.3})).factor - 1.3).abs() < 1e-12);
+    }
+
+    /// Numbers of transformers for a head of 8.
+    #[test]
+    fn dynamic_and_longrope_change_with_the_farthest_position() {
+        let spec = |config: Value| RotarySpec::read(Config(config.as_object().unwrap()), Rope::whole(8)).unwrap();
+        let dynamic = spec(json!({"max_position_embeddings": 64,
+            "rope_parameters": {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 3.0}}));
+        near(&dynamic.at(64), &[1.0, 0.1, 0.01, 0.001]);
+        near(&dynamic.at(100), &[1.0, 0.071_925_66, 0.005_173_300_4, 0.000_372_093_03]);
+        let rope = json!({"rope_theta": 10000.0, "rope_type": "su", "original_max_position_embeddings": 16,
+            "short_factor": [1.0, 1.1, 1.3, 1.5], "long_factor": [1.0, 1.7, 2.5, 4.0]});
+        let config = json!({"max_position_embeddings": 64, "rope_scaling": rope});
+        let rope = Rope { long_names: &["su"], ..Rope::whole(8) };
+        let long = RotarySpec::read(Config(config.as_object().unwrap()), rope).unwrap();
+        near(&long.at(16), &[1.0, 0.090_909_09, 0.007_692_307_7, 0.000_666_666_67]);
+        near(&long.at(17), &[1.0, 0.058_823_53, 0.004, 0.000_25]);
+        assert!((long.factor - 1.224_744_871).abs() < 1e-8, "four times the positions, though no factor says so");
+    }
+
+    #[test]
+    fn a_share_of_a_head_is_rotated_where_the_family_can() {
+        let config = json!({"rotary_pct": 0.25, "rotary_emb_base": 100.0});
+        let rope = Rope { share: Some(("rotary_pct", 1.0)), theta_field: "rotary_emb_base", ..Rope::whole(16) };
+        let spec = RotarySpec::read(Config(config.as_object().unwrap()), rope).unwrap();
+        near(&spec.frequencies, &[1.0, 0.1]);
+        let error = read(&json!({"partial_rotary_factor": 0.5}), 8).unwrap_err();
+        assert!(error.message().contains("partial_rotary_factor must be 1"), "{}", error.message());
     }
 
     #[test]

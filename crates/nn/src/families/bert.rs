@@ -36,7 +36,7 @@ impl Family for Bert {
             HeadKind::Embedding => encoder.vectors(&mut draft, &pooler)?,
             _ => {
                 let names = ["transform.dense", "transform.LayerNorm", "decoder", "bias"];
-                encoder.masked_lm(&mut draft, names.map(|name| format!("cls.predictions.{name}")), encoder.activation)
+                encoder.masked_lm(&mut draft, names.map(|name| format!("cls.predictions.{name}")), encoder.activation)?
             }
         };
         Ok(draft.finish(trunk, head, encoder.sizes()))

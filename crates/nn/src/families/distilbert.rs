@@ -47,7 +47,7 @@ impl Family for DistilBert {
             HeadKind::Embedding => draft.vectors(None)?,
             _ => {
                 let names = ["vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector.bias"];
-                encoder.masked_lm(&mut draft, names.map(str::to_owned), encoder.activation)
+                encoder.masked_lm(&mut draft, names.map(str::to_owned), encoder.activation)?
             }
         };
         Ok(draft.finish(trunk, head, encoder.sizes()))

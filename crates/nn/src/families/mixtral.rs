@@ -30,6 +30,8 @@ impl Family for Mixtral {
 
     fn configure(&self, dir: &ModelDir, head: HeadKind, options: &HeadOptions) -> Result<Box<dyn BackboneConfig>> {
         let config = Config(dir.config());
+        // The loss of transformers would then hold a term for the router.
+        config.only("output_router_logits", false)?;
         let heads = heads(config, None)?;
         let rope = Rope { theta: 1_000_000.0, ..Rope::whole(heads.dim) };
         let decoder = Decoder::with(config, heads, rope)?;

@@ -3,7 +3,7 @@
 use pleach_base::{Result, code, suggest};
 
 use crate::backbone::{BackboneConfig, HeadKind, HeadOptions};
-use crate::model::{Config, ModelDir};
+use crate::model::{Config, ModelDir, bad};
 
 /// A family of backbones.
 pub trait Family: Sync {
@@ -65,6 +65,9 @@ pub fn configure(dir: &ModelDir, options: &HeadOptions) -> Result<Box<dyn Backbo
             .error(format!("config.json: model_type `{name}` is not a family of this build"))
             .hint(suggest::did_you_mean(name, known().collect::<Vec<_>>()))
     })?;
+    if config.get("quantization_config").is_some() {
+        return Err(bad("quantization_config", "is not built: only whole weights are read"));
+    }
     let head = options.kind.unwrap_or_else(|| head_of(config.architecture().unwrap_or_default()));
     family.configure(dir, head, options)
 }
