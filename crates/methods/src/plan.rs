@@ -69,6 +69,8 @@ pub struct Plan {
     pub saved: Vec<SiteId>,
     /// What a reader should know.
     pub notes: Vec<String>,
+    /// Of a composition: the plans of its adapters in order, whose tensors are among `tensors` under these names.
+    pub children: Vec<Plan>,
 }
 
 impl Plan {

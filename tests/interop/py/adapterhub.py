@@ -45,7 +45,7 @@ INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "pixel_values")
 def invert_before_head(model):
     """As the language model heads of AutoAdapterModel and hooked models do; other classes leave it to their users."""
     head = model.get_output_embeddings()
-    native = type(model.base_model).__module__.startswith("adapters.models")
+    native = any(kind.__module__.startswith("adapters.models") for kind in type(model.base_model).__mro__)
     if head is not None and native and hasattr(model.base_model, "invertible_adapters"):
         back = model.base_model.invertible_adapters_forward
         head.register_forward_pre_hook(lambda module, args: (back(args[0], rev=True),) + args[1:])

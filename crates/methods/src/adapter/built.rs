@@ -20,6 +20,11 @@ pub trait SiteMethod: SiteHook + Send {
     /// that cannot be done.
     fn merged(&self, site: &Site, base: &OpWeights) -> Option<OpWeights>;
 
+    /// Whether it only adds something that depends on the inputs alone, so that several of its kind add up.
+    fn adds(&self) -> bool {
+        false
+    }
+
     /// What compositions need of a method that stands before the sum behind a part of a block.
     fn sublayer(&self) -> Option<&dyn super::bottleneck::Sublayer> {
         None

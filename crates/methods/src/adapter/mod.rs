@@ -4,6 +4,7 @@
 #[cfg(feature = "torch")]
 mod built;
 pub mod common;
+pub mod compose;
 mod prompting;
 #[cfg(feature = "torch")]
 mod room;
@@ -42,10 +43,12 @@ macro_rules! registry {
 
 registry! {
     adalora,
+    average,
     boft,
     bottleneck,
     compacter,
     fourierft,
+    fuse,
     hra,
     ia3,
     invertible,
@@ -55,9 +58,11 @@ registry! {
     lora,
     oft,
     p_tuning,
+    parallel,
     prefix,
     prompt,
     randlora,
+    stack,
     trainable_tokens,
     vera,
 }

@@ -91,7 +91,7 @@ impl Prompting {
     ) -> Result<Plan> {
         let (saved, whole) = saved::plan_under(MODEL, self.modules_to_save.as_deref(), model)?;
         let tensors = tensors.into_iter().chain(whole).collect();
-        Ok(Plan { tensors, sites: sites.iter().map(|site| site.id).collect(), saved, notes: Vec::new() })
+        Ok(Plan { tensors, sites: sites.iter().map(|site| site.id).collect(), saved, ..Plan::default() })
     }
 
     /// `adapter_config.json`.

@@ -47,6 +47,9 @@ pub fn describe(
     let options = match config.bottleneck() {
         Some(bn) => {
             bn.check_widths(model)?;
+            if matches!(model.info().family, "qwen2" | "qwen3") && !bn.original_ln_after {
+                return Err(refuse("original_ln_after", "AdapterHub wants it on in models that it hooks into"));
+            }
             let mut options = serde_json::to_value(&bn).unwrap_or_default();
             options["init_weights_seed"] = Value::Null;
             options

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bf16;
+mod compositions;
 mod conformance;
 mod dropout;
 mod files;

@@ -113,6 +113,19 @@ impl BaseOp<'_> {
         (self.op)(self.layout, x, Some(weights))
     }
 
+    /// Runs the operation behind a chain of hooks: the first sees the inputs first and the result last. Weights that a
+    /// hook runs it with are, for the hooks behind it, the frozen ones.
+    #[must_use]
+    pub fn through(&self, cx: &SiteCx<'_>, hooks: &[&dyn SiteHook], x: Vec<Tensor>) -> Vec<Tensor> {
+        let Some((first, rest)) = hooks.split_first() else { return self.run(&x) };
+        let op = |layout: &Layout, x: &[Tensor], own: Option<&OpWeights>| {
+            let op = |layout: &Layout, x: &[Tensor], given: Option<&OpWeights>| (self.op)(layout, x, given.or(own));
+            let inner = BaseOp { layout, weights: own.or(self.weights), op: &op };
+            inner.through(&SiteCx { layout, ..*cx }, rest, x.iter().map(Tensor::shallow_clone).collect())
+        };
+        first.around(cx, x, &BaseOp { layout: self.layout, weights: self.weights, op: &op })
+    }
+
     /// The frozen weights; `None` at sites without.
     #[must_use]
     pub fn weights(&self) -> Option<&OpWeights> {

@@ -196,3 +196,40 @@ fn the_sum_behind_a_part_runs_for_some_rows_with_their_own_norm() {
         assert!(distance(&found.get(1), &bare.get(1)) > 1e-3, "the norm's hook is seen");
     }
 }
+
+/// Runs the site with its weights times and plus something.
+struct Turned(f64, f64);
+
+impl SiteHook for Turned {
+    fn shares_base(&self) -> bool {
+        false
+    }
+
+    fn around(&self, _: &SiteCx<'_>, x: Vec<Tensor>, base: &BaseOp<'_>) -> Vec<Tensor> {
+        let own = base.weights().unwrap();
+        base.run_with(&OpWeights { weight: &own.weight * self.0 + self.1, bias: None }, &x)
+    }
+}
+
+/// Two hooks, one behind the other.
+struct Chain(Turned, Turned);
+
+impl SiteHook for Chain {
+    fn shares_base(&self) -> bool {
+        false
+    }
+
+    fn around(&self, cx: &SiteCx<'_>, x: Vec<Tensor>, base: &BaseOp<'_>) -> Vec<Tensor> {
+        base.through(cx, &[&self.0, &self.1], x)
+    }
+}
+
+#[test]
+fn a_chain_hands_its_weights_on() {
+    let (model, batch) = (model("llama-lora", None, Precision::Fp32), batch(&[6, 4, 6]));
+    let site = model.config.sites().by_path("model.layers.0.mlp.up_proj").unwrap().id;
+    let with = |hooks: Hooks| run(&model, &batch.padded, &[Group { rows: 1..3, hooks: &hooks }]);
+    let chain = with(Hooks::default().with(site, Chain(Turned(2.0, 0.0), Turned(1.0, 0.01))));
+    assert_near(&chain, &with(Hooks::default().with(site, Turned(2.0, 0.01))), 1e-5);
+    assert!(distance(&chain, &with(Hooks::default().with(site, Turned(2.0, 0.02)))) > 1e-3, "the order counts");
+}

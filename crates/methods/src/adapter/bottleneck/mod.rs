@@ -32,6 +32,8 @@ pub use options::{Bn, Coupling, InitWeights, PostAdd, Reduction, Residual, RuleI
 #[cfg(feature = "torch")]
 pub use run::{Before, Bottleneck};
 #[cfg(feature = "torch")]
+pub(crate) use sublayer::around;
+#[cfg(feature = "torch")]
 pub use sublayer::{Io, State, Sublayer};
 
 use super::common::{own_config, sample_job};

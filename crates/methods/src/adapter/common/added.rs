@@ -31,6 +31,10 @@ impl<A: Addition> SiteMethod for Added<A> {
         let _no_grad = tch::no_grad_guard();
         Some(linear_delta(site, base, &self.0.delta()))
     }
+
+    fn adds(&self) -> bool {
+        true
+    }
 }
 
 /// A hook at every site of the plan.

@@ -88,4 +88,8 @@ impl SiteMethod for Lora {
         let _no_grad = tch::no_grad_guard();
         self.factors.stored(site, base, &(Factors::frozen(site, base) + self.factors.dense()))
     }
+
+    fn adds(&self) -> bool {
+        true
+    }
 }
