@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pleach_base::rng::Key;
-use pleach_methods::{Adapter, Export, MethodKind, StepInfo, find};
+use pleach_methods::{Adapter, Export, MethodKind, PlannedTensor, StepInfo, find};
 use pleach_nn::{Precision, Replaced};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
@@ -32,18 +32,15 @@ fn alone(model: &Model, whole: &Adapter, child: &Value) -> Adapter {
     let method = map.remove("method").unwrap();
     map.remove("frozen");
     let config = parse(method.as_str().unwrap(), &options);
-    let prefix = format!("{}.", name.as_str().unwrap());
-    let values: BTreeMap<_, _> = whole
-        .exported()
-        .unwrap()
-        .into_iter()
-        .filter_map(|(name, value)| match name.strip_prefix(&prefix) {
-            Some(name) => Some((name.to_owned(), value)),
-            // Modules that are trained whole belong to all.
-            None => name.starts_with("base_model.model.classifier").then_some((name, value)),
-        })
-        .collect();
     let plan = Arc::new(config.plan(&*model.config).unwrap());
+    let written: BTreeMap<_, _> = whole.exported().unwrap().into_iter().collect();
+    let value = |tensor: &PlannedTensor| {
+        // Modules that are trained whole belong to all, under one of the names that methods have for them.
+        let of_all = || whole.plan().part(tensor.site, tensor.part).map(|shared| &written[&shared.name]).unwrap();
+        let own = written.get(&format!("{}.{}", name.as_str().unwrap(), tensor.name));
+        (tensor.name.clone(), own.unwrap_or_else(of_all).shallow_clone())
+    };
+    let values: BTreeMap<_, _> = plan.tensors.iter().filter(|tensor| tensor.in_file()).map(value).collect();
     Adapter::build(config, plan, &*model.backbone, Key::seed(0), Some(&values)).unwrap()
 }
 

@@ -11,11 +11,11 @@ mod run;
 use std::collections::BTreeSet;
 
 use pleach_base::{Error, Result, code};
-use pleach_nn::BackboneConfig;
+use pleach_nn::{BackboneConfig, Site};
 
 pub use child::Child;
 #[cfg(feature = "torch")]
-pub(crate) use run::{Fuser, Join, gate_name, hooks, initial};
+pub(crate) use run::{Fuser, Join, after_step, exported, hooks, initial, regulariser};
 
 use super::AdapterConfig;
 use super::Virtual;
@@ -133,6 +133,11 @@ pub(crate) fn lr_scale(children: &[Child], tensor: &PlannedTensor) -> f64 {
     scale.unwrap_or(1.0)
 }
 
+/// Name of a gate's tensors.
+pub(crate) fn gate_name(child: &str, site: &Site, part: &str) -> String {
+    format!("{child}.base_model.model.{}.{part}", site.path.replace('@', "."))
+}
+
 /// What every composition passes on to its adapters in the same way.
 macro_rules! passed_on {
     () => {
@@ -193,6 +198,3 @@ macro_rules! begins_and_regularises {
     };
 }
 pub(crate) use begins_and_regularises;
-
-#[cfg(feature = "torch")]
-pub(crate) use run::{after_step, exported, regulariser};

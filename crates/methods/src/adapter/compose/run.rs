@@ -294,11 +294,6 @@ fn each<'a>(children: &[Child], parts: &Parts<'a>) -> Result<Vec<Own<'a>>> {
     Ok(all)
 }
 
-/// Name of a gate's tensors.
-pub(crate) fn gate_name(child: &str, site: &Site, part: &str) -> String {
-    format!("{child}.base_model.model.{}.{part}", site.path.replace('@', "."))
-}
-
 /// The first value of a tensor of one of the adapters: from its folder, or as its method works it out.
 ///
 /// # Errors
