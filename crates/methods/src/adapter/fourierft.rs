@@ -148,7 +148,7 @@ mod run {
             let places = Mersenne::seed(config.random_loc_seed).permutation(entries, values.numel());
             let places: Vec<i64> = places.into_iter().map(|place| place as i64).collect();
             let places = Tensor::from_slice(&places).to_device(values.device());
-            Ok(Added(Spectrum { values, places, shape, scaling: config.scaling }))
+            Ok(Added::at(site, Spectrum { values, places, shape, scaling: config.scaling }))
         })
     }
 

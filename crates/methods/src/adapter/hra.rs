@@ -4,7 +4,8 @@
 //! With an even `r` the vectors begin in equal pairs, whose reflections cancel. `apply_GS` makes the vectors orthogonal
 //! first (Gram-Schmidt); equal pairs have no orthogonal ones, so they begin apart then, where PEFT divides by the length
 //! of what rounding leaves. The reflections are applied to the input, in float32, and rounded to the base's precision.
-//! Attaches to linear sites that are stored output first, as PEFT's does.
+//! Attaches to linear sites that are stored output first, as PEFT's does, and to convolutions over square windows, whose
+//! weight is turned instead.
 //!
 //! Yuan, Liu, Xu, *Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder Reflection Adaptation*,
 //! 2024.
@@ -13,8 +14,8 @@ use pleach_base::{Result, code};
 use pleach_nn::{BackboneConfig, Init, Site};
 
 use super::common::{
-    Bias, LINEAR, Layers, Targets, linear_plan, options, parameter, peft_tuner, plain_linear, positive, sample_job,
-    usual_init,
+    Bias, LINEAR_AND_CONV, Layers, Targets, options, parameter, peft_tuner, plain_linear, plan_at, positive, refuse,
+    sample_job, usual_init, window,
 };
 use super::{AdapterConfig, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
@@ -50,7 +51,7 @@ static CARD: Card = Card {
     paper: "Yuan, Liu, Xu, Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder Reflection \
             Adaptation, 2024 (arXiv:2405.17484)",
     status: Status::Stable,
-    roles: LINEAR,
+    roles: LINEAR_AND_CONV,
     sync: &[Sync::MeanGrads],
     mergeable: true,
     identity_at_init: true,
@@ -77,10 +78,15 @@ impl Options for Config {
 impl Config {
     fn tensor(&self, site: &Site) -> Result<PlannedTensor> {
         plain_linear(site, CARD.title)?;
-        let r = self.r as usize;
+        let (r, window) = (self.r as usize, window(site));
+        if !window.is_empty() && !matches!(window, [height, width] if height == width) {
+            let why = format!("`{}` slides a window of {window:?}, and {} takes square ones", site.path, CARD.title);
+            return Err(refuse("target_modules", &why));
+        }
+        let input = site.dims.input * window.iter().product::<usize>();
         let in_pairs = self.init_weights && !self.apply_gs && r.is_multiple_of(2);
         let init = if in_pairs { Init::Derived } else { usual_init(r) };
-        Ok(parameter(site, "hra_u", [site.dims.input, r], init))
+        Ok(parameter(site, "hra_u", [input, r], init))
     }
 }
 
@@ -88,7 +94,7 @@ impl AdapterConfig for Config {
     peft_tuner!(peft_config, initial);
 
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
-        linear_plan(&self.targets, &self.layers, Bias::named(&self.bias, "hra_only")?, model, |site| {
+        plan_at(LINEAR_AND_CONV, &self.targets, &self.layers, Bias::named(&self.bias, "hra_only")?, model, |site| {
             Ok([self.tensor(site)?])
         })
     }
@@ -98,7 +104,7 @@ impl AdapterConfig for Config {
 mod run {
     use pleach_base::rng::Key;
     use pleach_base::{Result, code};
-    use pleach_nn::{Backbone, BaseOp, OpWeights, Site, SiteCx, SiteHook, draw};
+    use pleach_nn::{Backbone, BaseOp, OpWeights, Role, Site, SiteCx, SiteHook, draw};
     use tch::{Kind, Tensor};
 
     use super::Config;
@@ -149,6 +155,14 @@ mod run {
             }
             units
         }
+
+        /// The frozen weights with the reflections folded in; a convolution's weight is a matrix of its windows.
+        fn turned(&self, site: &Site, base: &OpWeights) -> OpWeights {
+            let frozen = dense(site, base);
+            let matrix = frozen.flatten(1, -1);
+            let weight = self.vectors().iter().fold(matrix, |weight, u| &weight - along(&weight, u) * 2.0);
+            with_weight(site, base, &weight.reshape(frozen.size()))
+        }
     }
 
     impl SiteHook for Hra {
@@ -156,8 +170,12 @@ mod run {
             false
         }
 
-        fn around(&self, _: &SiteCx<'_>, mut x: Vec<Tensor>, base: &BaseOp<'_>) -> Vec<Tensor> {
+        fn around(&self, cx: &SiteCx<'_>, mut x: Vec<Tensor>, base: &BaseOp<'_>) -> Vec<Tensor> {
             let kind = x[0].kind();
+            if let (Role::Conv, Some(weights)) = (cx.site.role, base.weights()) {
+                let wide = [x[0].to_kind(Kind::Float)];
+                return base.run_with(&self.turned(cx.site, weights), &wide).iter().map(|y| y.to_kind(kind)).collect();
+            }
             let turned = self.vectors().iter().rev().fold(x[0].to_kind(Kind::Float), |x, u| &x - along(&x, u) * 2.0);
             x[0] = turned.to_kind(kind);
             base.run(&x)
@@ -167,8 +185,7 @@ mod run {
     impl SiteMethod for Hra {
         fn merged(&self, site: &Site, base: &OpWeights) -> Option<OpWeights> {
             let _no_grad = tch::no_grad_guard();
-            let weight = self.vectors().iter().fold(dense(site, base), |weight, u| &weight - along(&weight, u) * 2.0);
-            Some(with_weight(site, base, &weight))
+            Some(self.turned(site, base))
         }
     }
 }

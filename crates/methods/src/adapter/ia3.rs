@@ -10,7 +10,9 @@ use pleach_base::{Result, code};
 use pleach_nn::{BackboneConfig, Init, Modules, Part, Role, Site, SiteId, Sites};
 use serde_json::{Map, Value, json};
 
-use super::common::{ModulesSchema, Selection, Targets, options, parameter, peft_config, refuse, sample_job};
+use super::common::{
+    LINEAR_AND_CONV, ModulesSchema, Selection, Targets, options, parameter, peft_config, refuse, sample_job, window,
+};
 use super::{AdapterConfig, Export, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::plan::Plan;
@@ -41,7 +43,7 @@ static CARD: Card = Card {
     paper: "Liu et al., Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning, 2022 \
             (arXiv:2205.05638)",
     status: Status::Stable,
-    roles: ROLES,
+    roles: LINEAR_AND_CONV,
     sync: &[Sync::MeanGrads],
     mergeable: true,
     identity_at_init: true,
@@ -58,8 +60,6 @@ static CARD: Card = Card {
         Invalid { options: r#"{"feed_forward_modules": []}"#, code: code::UNKNOWN_KEY },
     ],
 };
-
-const ROLES: &[Role] = &[Role::Linear, Role::Head];
 
 /// The side on which a module is scaled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,13 +152,20 @@ impl AdapterConfig for Config {
 
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         let (targets, family) = (self.targets(model), model.info().family);
-        let selection = Selection { targets: &targets, layers: None, roles: ROLES, default: |_| false };
+        let selection = Selection { targets: &targets, layers: None, roles: LINEAR_AND_CONV, default: |_| false };
         let init = if self.init_ia3_weights { Init::Ones } else { Init::Normal { std: 1.0 } };
         selection.plan(model, |site| {
+            let window = window(site);
+            if window.len() == 1 {
+                return Err(refuse("target_modules", &format!("`{}` slides over one axis, IA3 takes two", site.path)));
+            }
             let shape = match self.side(family, site)? {
-                Side::Input => [1, site.dims.input],
-                Side::Output => [site.dims.output, 1],
+                Side::Input => vec![1, site.dims.input],
+                Side::Output if window.is_empty() => vec![site.dims.output, 1],
+                // Channels are the second axis of what a convolution makes.
+                Side::Output => vec![1, site.dims.output],
             };
+            let shape = [shape, vec![1; window.len()]].concat();
             Ok([parameter(site, "ia3_l", shape, init)])
         })
     }
@@ -171,35 +178,42 @@ impl AdapterConfig for Config {
 
     #[cfg(feature = "torch")]
     fn hooks(&self, parts: &super::Parts<'_>) -> Result<super::Hooks> {
-        run::hooks(parts)
+        run::hooks(self, parts)
     }
 }
 
 #[cfg(feature = "torch")]
 mod run {
     use pleach_base::Result;
-    use pleach_nn::{BaseOp, OpWeights, Site, SiteCx, SiteHook};
+    use pleach_nn::{BaseOp, OpWeights, Role, Site, SiteCx, SiteHook};
     use tch::{Kind, Tensor};
 
+    use super::{Config, Side};
     use crate::adapter::common::{at_sites, dense, restored};
     use crate::adapter::{Hooks, Parts, SiteMethod};
 
     struct Ia3 {
-        l: Tensor, // [1, in] or [out, 1]
+        /// As it meets inputs or results: `[width]`, at a convolution `[1, channels, 1, ..]`.
+        l: Tensor,
         input: bool,
     }
 
-    pub(super) fn hooks(parts: &Parts<'_>) -> Result<Hooks> {
+    pub(super) fn hooks(config: &Config, parts: &Parts<'_>) -> Result<Hooks> {
         at_sites(parts, |site| {
             let l = parts.part(site.id, "ia3_l")?.shallow_clone();
+            if site.role == Role::Conv {
+                // No family has one among its usual modules.
+                let input = config.side("", site)? == Side::Input;
+                return Ok(Ia3 { l, input });
+            }
             let input = l.size() == [1, site.dims.input as i64];
-            Ok(Ia3 { l, input })
+            Ok(Ia3 { l: l.flatten(0, 1), input })
         })
     }
 
     impl Ia3 {
         fn scaled(&self, x: &Tensor) -> Tensor {
-            (x.to_kind(Kind::Float) * self.l.flatten(0, 1)).to_kind(x.kind())
+            (x.to_kind(Kind::Float) * &self.l).to_kind(x.kind())
         }
     }
 
@@ -223,9 +237,12 @@ mod run {
     impl SiteMethod for Ia3 {
         fn merged(&self, site: &Site, base: &OpWeights) -> Option<OpWeights> {
             let _no_grad = tch::no_grad_guard();
-            let weight = restored(site, &(dense(site, base) * &self.l));
+            let frozen = dense(site, base);
+            let axes = |axis: usize| (0..frozen.dim()).map(|at| if at == axis { -1 } else { 1 }).collect::<Vec<i64>>();
+            let l = self.l.reshape(axes(usize::from(self.input)));
+            let weight = restored(site, &(&frozen * l));
             let bias = base.bias.as_ref().map(|bias| bias.to_kind(Kind::Float));
-            let bias = if self.input { bias } else { bias.map(|bias| bias * self.l.flatten(0, 1)) };
+            let bias = if self.input { bias } else { bias.map(|bias| bias * self.l.reshape([-1])) };
             Some(OpWeights { weight, bias })
         }
     }

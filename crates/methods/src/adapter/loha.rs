@@ -1,7 +1,8 @@
 //! LoHa: `y = W x + b + s ((A1 B1) * (A2 B2)) x`, the elementwise product of two low-rank products, with `A` `[out, r]`,
 //! `B` `[r, in]` and `s = alpha / r`.
 //!
-//! Attaches to linear sites that are stored output first, as PEFT's does. The product is float32, the result is rounded
+//! Attaches to linear sites that are stored output first, as PEFT's does, and to convolutions, whose weight is taken for a
+//! matrix of its windows, or with `use_effective_conv2d` gets a core `[r, r, window]` between the factors. The product is float32, the result is rounded
 //! to the base's precision. See [`super::common::Lycoris`] for what it shares with LoKr.
 //!
 //! Hyeon-Woo, Ye-Bin, Oh, *FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning*, 2021.
@@ -10,8 +11,8 @@ use pleach_base::{Result, code};
 use pleach_nn::{BackboneConfig, Init, Site};
 
 use super::common::{
-    Bias, LINEAR, Layers, Lycoris, Targets, linear_plan, options, parameter, peft_tuner, plain_linear, sample_job,
-    usual_init,
+    Bias, LINEAR_AND_CONV, Layers, Lycoris, Targets, core, options, parameter, peft_tuner, plain_linear, plan_at,
+    sample_job, usual_init, window,
 };
 use super::{AdapterConfig, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
@@ -43,7 +44,7 @@ static CARD: Card = Card {
     paper: "Hyeon-Woo, Ye-Bin, Oh, FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning, \
             2021 (arXiv:2108.06098)",
     status: Status::Stable,
-    roles: LINEAR,
+    roles: LINEAR_AND_CONV,
     sync: &[Sync::MeanGrads, Sync::SharedSeed],
     mergeable: true,
     identity_at_init: true,
@@ -69,15 +70,29 @@ impl Options for Config {
 }
 
 impl Config {
-    fn tensors(&self, site: &Site) -> Result<[PlannedTensor; 4]> {
+    fn tensors(&self, site: &Site) -> Result<Vec<PlannedTensor>> {
         plain_linear(site, CARD.title)?;
         let (r, dims) = (self.product.rank(&site.path)?, site.dims);
-        let last = if self.init_weights { Init::Zeros } else { usual_init(dims.input) };
-        Ok([
-            parameter(site, "hada_w1_a", [dims.output, r], usual_init(r)),
+        let last = |inputs| if self.init_weights { Init::Zeros } else { usual_init(inputs) };
+        let window = window(site);
+        let places: usize = window.iter().product();
+        if !self.product.has_core(window) {
+            let input = dims.input * places;
+            return Ok(vec![
+                parameter(site, "hada_w1_a", [dims.output, r], usual_init(r)),
+                parameter(site, "hada_w1_b", [r, input], usual_init(input)),
+                parameter(site, "hada_w2_a", [dims.output, r], usual_init(r)),
+                parameter(site, "hada_w2_b", [r, input], last(input)),
+            ]);
+        }
+        let core = core(r, window);
+        Ok(vec![
+            parameter(site, "hada_t1", core, usual_init(r * places)),
+            parameter(site, "hada_w1_a", [r, dims.output], usual_init(dims.output)),
             parameter(site, "hada_w1_b", [r, dims.input], usual_init(dims.input)),
-            parameter(site, "hada_w2_a", [dims.output, r], usual_init(r)),
-            parameter(site, "hada_w2_b", [r, dims.input], last),
+            parameter(site, "hada_t2", core, usual_init(r * places)),
+            parameter(site, "hada_w2_a", [r, dims.output], usual_init(dims.output)),
+            parameter(site, "hada_w2_b", [r, dims.input], last(dims.input)),
         ])
     }
 }
@@ -86,7 +101,7 @@ impl AdapterConfig for Config {
     peft_tuner!(peft_config);
 
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
-        linear_plan(&self.targets, &self.layers, Bias::None, model, |site| self.tensors(site))
+        plan_at(LINEAR_AND_CONV, &self.targets, &self.layers, Bias::None, model, |site| self.tensors(site))
     }
 }
 
@@ -96,23 +111,38 @@ mod run {
     use tch::Tensor;
 
     use super::Config;
-    use crate::adapter::common::{Added, Dropped, Product, at_sites};
+    use crate::adapter::common::{Added, Dropped, Product, at_sites, with_core};
     use crate::adapter::{Hooks, Parts};
 
-    struct Hada([Tensor; 4]);
+    /// A factor: `A`, `B`, and the core over the window of a convolution.
+    struct Half(Tensor, Tensor, Option<Tensor>);
+
+    struct Hada([Half; 2]);
 
     pub(super) fn hooks(config: &Config, parts: &Parts<'_>) -> Result<Hooks> {
         at_sites(parts, |site| {
-            let part = |part| Ok(parts.part(site.id, part)?.shallow_clone());
-            let hada = Hada([part("hada_w1_a")?, part("hada_w1_b")?, part("hada_w2_a")?, part("hada_w2_b")?]);
-            Ok(Added(Dropped::new(hada, &config.product, true, parts.key, &site.path)?))
+            let half = |[a, b, core]: [&str; 3]| {
+                let part = |part| parts.part(site.id, part).map(Tensor::shallow_clone);
+                let core = parts.plan.part(site.id, core).map(|_| part(core)).transpose()?;
+                Ok(Half(part(a)?, part(b)?, core))
+            };
+            let first = half(["hada_w1_a", "hada_w1_b", "hada_t1"])?;
+            let hada = Hada([first, half(["hada_w2_a", "hada_w2_b", "hada_t2"])?]);
+            Ok(Added::at(site, Dropped::new(hada, &config.product, true, parts.key, &site.path)?))
         })
+    }
+
+    impl Half {
+        fn matrix(&self) -> Tensor {
+            let Self(a, b, core) = self;
+            core.as_ref().map_or_else(|| a.matmul(b), |core| with_core(core, a, b))
+        }
     }
 
     impl Product for Hada {
         fn product(&self) -> Tensor {
-            let [a1, b1, a2, b2] = &self.0;
-            a1.matmul(b1) * a2.matmul(b2)
+            let [first, second] = &self.0;
+            first.matrix() * second.matrix()
         }
     }
 }

@@ -2,7 +2,8 @@
 //! `s = alpha / r`. Widths are split by [`split`]; a factor is a whole matrix where rank `r` would not make it smaller,
 //! the product of two otherwise (the left one only with `decompose_both`).
 //!
-//! Attaches to linear sites that are stored output first, as PEFT's does. The product is float32, the result is rounded
+//! Attaches to linear sites that are stored output first, as PEFT's does, and to convolutions, whose window belongs to the
+//! right factor, with a core `[r, r, window]` between its parts under `use_effective_conv2d`. The product is float32, the result is rounded
 //! to the base's precision. See [`super::common::Lycoris`] for what it shares with LoHa.
 //!
 //! Yeh et al., *Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation*, 2023.
@@ -13,8 +14,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::common::{
-    Bias, LINEAR, Layers, Lycoris, Targets, linear_plan, options, parameter, peft_tuner, plain_linear, refuse,
-    sample_job, usual_init,
+    Bias, LINEAR_AND_CONV, Layers, Lycoris, Targets, core, options, parameter, peft_tuner, plain_linear, plan_at,
+    refuse, sample_job, usual_init, window,
 };
 use super::{AdapterConfig, Options};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
@@ -64,7 +65,7 @@ static CARD: Card = Card {
     paper: "Yeh et al., Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation, 2023 \
             (arXiv:2309.14859)",
     status: Status::Stable,
-    roles: LINEAR,
+    roles: LINEAR_AND_CONV,
     sync: &[Sync::MeanGrads, Sync::SharedSeed],
     mergeable: true,
     identity_at_init: true,
@@ -110,27 +111,37 @@ fn split(width: usize, factor: i64) -> (usize, usize) {
     (small, width / small)
 }
 
-/// A factor's name, those of its two parts, and how each begins when all of it does not begin at zero.
-struct Factor {
+/// A factor: its names whole and in parts, its shape without window, and how it begins.
+struct Factor<'w> {
     whole: &'static str,
     parts: [&'static str; 2],
     shape: [usize; 2],
     rank: Option<usize>,
+    /// Sizes of a convolution's window, and whether a core stands over it.
+    window: (&'w [usize], bool),
     /// The part that begins at zero.
     zero: Option<usize>,
 }
 
-impl Factor {
+impl Factor<'_> {
     fn tensors(&self, site: &Site) -> Vec<PlannedTensor> {
-        let [rows, columns] = self.shape;
+        let ([rows, columns], (window, has_core)) = (self.shape, self.window);
+        let places: usize = window.iter().product();
         let init = |part: usize, inputs| if self.zero == Some(part) { Init::Zeros } else { usual_init(inputs) };
         let Some(r) = self.rank else {
-            let init = if self.zero.is_some() { Init::Zeros } else { usual_init(columns) };
-            return vec![parameter(site, self.whole, self.shape, init)];
+            let init = if self.zero.is_some() { Init::Zeros } else { usual_init(columns * places) };
+            return vec![parameter(site, self.whole, [&[rows, columns], window].concat(), init)];
         };
+        if has_core {
+            return vec![
+                parameter(site, "lokr_t2", core(r, window), usual_init(r * places)),
+                parameter(site, self.parts[0], [r, rows], init(0, rows)),
+                parameter(site, self.parts[1], [r, columns], init(1, columns)),
+            ];
+        }
         vec![
             parameter(site, self.parts[0], [rows, r], init(0, r)),
-            parameter(site, self.parts[1], [r, columns], init(1, columns)),
+            parameter(site, self.parts[1], [r, columns * places], init(1, columns * places)),
         ]
     }
 }
@@ -141,6 +152,7 @@ impl Config {
         let r = self.product.rank(&site.path)?;
         let (in_left, in_right) = split(site.dims.input, self.decompose_factor);
         let (out_left, out_right) = split(site.dims.output, self.decompose_factor);
+        let window = window(site);
         let smaller = |a: usize, b: usize| (2 * r < a.max(b)).then_some(r);
         let (left_zero, right_zero) = match &self.init_weights {
             InitWeights::Flag(true) => (Some(0), None),
@@ -152,6 +164,7 @@ impl Config {
             parts: ["lokr_w1_a", "lokr_w1_b"],
             shape: [out_left, in_left],
             rank: smaller(out_left, in_left).filter(|_| self.decompose_both),
+            window: (&[], false),
             zero: left_zero,
         };
         let right = Factor {
@@ -159,6 +172,7 @@ impl Config {
             parts: ["lokr_w2_a", "lokr_w2_b"],
             shape: [out_right, in_right],
             rank: smaller(out_right, in_right),
+            window: (window, self.product.has_core(window)),
             zero: right_zero,
         };
         Ok([left.tensors(site), right.tensors(site)].concat())
@@ -169,7 +183,7 @@ impl AdapterConfig for Config {
     peft_tuner!(peft_config);
 
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
-        linear_plan(&self.targets, &self.layers, Bias::None, model, |site| self.tensors(site))
+        plan_at(LINEAR_AND_CONV, &self.targets, &self.layers, Bias::None, model, |site| self.tensors(site))
     }
 }
 
@@ -180,12 +194,13 @@ mod run {
     use tch::Tensor;
 
     use super::Config;
-    use crate::adapter::common::{Added, Dropped, Product, at_sites};
+    use crate::adapter::common::{Added, Dropped, Product, at_sites, with_core};
     use crate::adapter::{Hooks, Parts};
 
     enum Factor {
         Whole(Tensor),
         Parts(Tensor, Tensor),
+        Core(Tensor, Tensor, Tensor),
     }
 
     struct Kron {
@@ -198,17 +213,18 @@ mod run {
             let left = factor(parts, site.id, ["lokr_w1", "lokr_w1_a", "lokr_w1_b"])?;
             let right = factor(parts, site.id, ["lokr_w2", "lokr_w2_a", "lokr_w2_b"])?;
             let kron = Kron { left, right };
-            Ok(Added(Dropped::new(kron, &config.product, config.rank_dropout_scale, parts.key, &site.path)?))
+            Ok(Added::at(site, Dropped::new(kron, &config.product, config.rank_dropout_scale, parts.key, &site.path)?))
         })
     }
 
     fn factor(parts: &Parts<'_>, site: SiteId, [whole, a, b]: [&str; 3]) -> Result<Factor> {
         let part = |part| Ok(parts.part(site, part)?.shallow_clone());
-        if parts.plan.part(site, whole).is_some() {
-            part(whole).map(Factor::Whole)
-        } else {
-            Ok(Factor::Parts(part(a)?, part(b)?))
-        }
+        let has = |part| parts.plan.part(site, part).is_some();
+        Ok(match whole {
+            whole if has(whole) => Factor::Whole(part(whole)?),
+            "lokr_w2" if has("lokr_t2") => Factor::Core(part("lokr_t2")?, part(a)?, part(b)?),
+            _ => Factor::Parts(part(a)?, part(b)?),
+        })
     }
 
     impl Factor {
@@ -216,13 +232,17 @@ mod run {
             match self {
                 Self::Whole(whole) => whole.shallow_clone(),
                 Self::Parts(a, b) => a.matmul(b),
+                Self::Core(core, a, b) => with_core(core, a, b),
             }
         }
     }
 
     impl Product for Kron {
         fn product(&self) -> Tensor {
-            self.left.matrix().kron(&self.right.matrix())
+            let (left, right) = (self.left.matrix(), self.right.matrix());
+            // Over the first two axes: a window of two axes stays as it is.
+            let left = if right.dim() == 4 { left.unsqueeze(2).unsqueeze(2) } else { left };
+            left.kron(&right)
         }
     }
 }

@@ -153,15 +153,18 @@ mod run {
         at_sites(parts, |site| {
             let lambda = parts.part(site.id, "randlora_lambda")?.shallow_clone();
             let (least, most) = widths(site.dims);
-            Ok(Added(RandLora {
-                a: a.narrow(2, 0, least as i64),
-                b: b.narrow(0, 0, most as i64).narrow(1, 0, lambda.size()[1]).flatten(1, 2),
-                lambda,
-                gamma: parts.part(site.id, "randlora_gamma")?.shallow_clone(),
-                narrow_input: site.dims.input == least,
-                scaling: config.randlora_alpha / f64::from(config.r),
-                dropout: Dropout::new(config.randlora_dropout, parts.key, "randlora_dropout", &site.path),
-            }))
+            Ok(Added::at(
+                site,
+                RandLora {
+                    a: a.narrow(2, 0, least as i64),
+                    b: b.narrow(0, 0, most as i64).narrow(1, 0, lambda.size()[1]).flatten(1, 2),
+                    lambda,
+                    gamma: parts.part(site.id, "randlora_gamma")?.shallow_clone(),
+                    narrow_input: site.dims.input == least,
+                    scaling: config.randlora_alpha / f64::from(config.r),
+                    dropout: Dropout::new(config.randlora_dropout, parts.key, "randlora_dropout", &site.path),
+                },
+            ))
         })
     }
 

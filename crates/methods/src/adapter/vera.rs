@@ -130,13 +130,16 @@ mod run {
     pub(super) fn hooks(config: &Config, parts: &Parts<'_>) -> Result<Hooks> {
         let (a, b) = (parts.get(A)?, parts.get(B)?);
         at_sites(parts, |site| {
-            Ok(Added(Vera {
-                a: a.narrow(1, 0, site.dims.input as i64),
-                b: b.narrow(0, 0, site.dims.output as i64),
-                lambda_d: parts.part(site.id, "vera_lambda_d")?.shallow_clone(),
-                lambda_b: parts.part(site.id, "vera_lambda_b")?.shallow_clone(),
-                dropout: Dropout::new(config.vera_dropout, parts.key, "vera_dropout", &site.path),
-            }))
+            Ok(Added::at(
+                site,
+                Vera {
+                    a: a.narrow(1, 0, site.dims.input as i64),
+                    b: b.narrow(0, 0, site.dims.output as i64),
+                    lambda_d: parts.part(site.id, "vera_lambda_d")?.shallow_clone(),
+                    lambda_b: parts.part(site.id, "vera_lambda_b")?.shallow_clone(),
+                    dropout: Dropout::new(config.vera_dropout, parts.key, "vera_dropout", &site.path),
+                },
+            ))
         })
     }
 

@@ -23,13 +23,16 @@ pub(super) fn hooks(config: &Config, parts: &Parts<'_>) -> Result<Hooks> {
     let alpha = if config.lora_alpha > 0.0 { config.lora_alpha } else { rank };
     let mut hooks = at_sites(parts, |site| {
         let part = |part| parts.part(site.id, part).map(Tensor::shallow_clone);
-        Ok(Added(Triplets {
-            a: part("lora_A")?,
-            b: part("lora_B")?,
-            e: part("lora_E")?,
-            scaling: alpha / (rank + 1e-5),
-            dropout: Dropout::new(config.lora_dropout, parts.key, "lora_dropout", &site.path),
-        }))
+        Ok(Added::at(
+            site,
+            Triplets {
+                a: part("lora_A")?,
+                b: part("lora_B")?,
+                e: part("lora_E")?,
+                scaling: alpha / (rank + 1e-5),
+                dropout: Dropout::new(config.lora_dropout, parts.key, "lora_dropout", &site.path),
+            },
+        ))
     })?;
     biases::wrap(parts, &mut hooks)?;
     Ok(hooks)
@@ -88,7 +91,10 @@ pub(super) fn exported(parts: &Parts<'_>) -> Result<Option<Vec<(String, Tensor)>
         };
         let site = parts.plan.sites.iter().position(|id| *id == planned.site);
         let rows = site.map(|at| numbers(&pattern[at])).unwrap_or_default();
-        tensors.push((planned.name.clone(), value.index_select(axis, &Tensor::from_slice(&rows).to_device(value.device()))));
+        tensors.push((
+            planned.name.clone(),
+            value.index_select(axis, &Tensor::from_slice(&rows).to_device(value.device())),
+        ));
     }
     Ok(Some(tensors))
 }

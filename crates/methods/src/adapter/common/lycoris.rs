@@ -23,7 +23,7 @@ pub struct Lycoris {
     pub rank_dropout: f64,
     /// Share of steps in which a module is left as it is in training.
     pub module_dropout: f64,
-    /// A decomposition for convolutions. Linear maps have no use for it.
+    /// Decompose convolutions over more than one place with a core over their window, rather than as linear maps of it.
     pub use_effective_conv2d: bool,
     /// Other ranks for some modules: names or expressions to ranks.
     pub rank_pattern: IndexMap<String, u32>,
@@ -71,6 +71,11 @@ impl Lycoris {
         Ok(Sites::pattern_value(path, &self.rank_pattern, "rank_pattern")?.copied().unwrap_or(self.r) as usize)
     }
 
+    /// Whether a convolution over this window is decomposed with a core.
+    pub(crate) fn has_core(&self, window: &[usize]) -> bool {
+        self.use_effective_conv2d && window.iter().any(|places| *places != 1)
+    }
+
     /// The scaling there.
     ///
     /// # Errors
@@ -82,8 +87,13 @@ impl Lycoris {
     }
 }
 
+/// The shape of a core between two factors of rank `r` over this window: always two axes of it.
+pub(crate) fn core(r: usize, window: &[usize]) -> [usize; 4] {
+    [r, r, window.first().copied().unwrap_or(1), window.get(1).copied().unwrap_or(1)]
+}
+
 #[cfg(feature = "torch")]
-pub(crate) use imp::{Dropped, Product};
+pub(crate) use imp::{Dropped, Product, with_core};
 
 #[cfg(feature = "torch")]
 mod imp {
@@ -97,8 +107,13 @@ mod imp {
 
     /// A weight put together from factors.
     pub(crate) trait Product: Send {
-        /// `[out, in]`, before scaling.
+        /// `[out, in]`, before scaling; of a convolution `[out, ..]` with the elements of its weight in order.
         fn product(&self) -> Tensor;
+    }
+
+    /// `[out, in, window]` of a core `[r, r, window]` and the factors `a` `[r, out]` and `b` `[r, in]`.
+    pub(crate) fn with_core(core: &Tensor, a: &Tensor, b: &Tensor) -> Tensor {
+        Tensor::einsum("ijkl,ip,jr->prkl", &[core, a, b], None::<&[i64]>)
     }
 
     /// The weight, scaled and in training dropped by rows and as a whole.
@@ -145,12 +160,17 @@ mod imp {
 
     impl<P: Product> Addition for Dropped<P> {
         fn added(&self, cx: &SiteCx<'_>, x: &Tensor) -> Tensor {
-            let mut weight = self.delta();
-            if self.rows.is_on(cx) || self.module.is_on(cx) {
-                let kept = Tensor::from_slice(&self.kept(cx, weight.size()[0])).to_device(weight.device());
-                weight = weight * kept.unsqueeze(1);
+            x.to_kind(Kind::Float).linear(&self.delta_now(cx), None::<&Tensor>)
+        }
+
+        fn delta_now(&self, cx: &SiteCx<'_>) -> Tensor {
+            let weight = self.delta();
+            if !self.rows.is_on(cx) && !self.module.is_on(cx) {
+                return weight;
             }
-            x.to_kind(Kind::Float).linear(&weight, None::<&Tensor>)
+            let kept = Tensor::from_slice(&self.kept(cx, weight.size()[0])).to_device(weight.device());
+            let ones = vec![1; weight.dim() - 1];
+            weight * kept.reshape([vec![-1], ones].concat())
         }
 
         fn delta(&self) -> Tensor {

@@ -29,17 +29,18 @@ pub(crate) use check::{plain_linear, positive, positive_number, refuse, share};
 #[cfg(feature = "torch")]
 pub(crate) use dropout::{Dropout, every_token, keep_mask, sequence_mean, whole_site};
 pub use lycoris::Lycoris;
+pub(crate) use lycoris::core;
 #[cfg(feature = "torch")]
-pub(crate) use lycoris::{Dropped, Product};
+pub(crate) use lycoris::{Dropped, Product, with_core};
 pub(crate) use own::own_config;
 pub(crate) use peft::{PEFT_VERSION, number, peft_config, without_exclude};
 #[cfg(feature = "torch")]
 pub(crate) use planned::sizes;
-pub(crate) use planned::{parameter, sample_job, shared_tensor, usual_init};
+pub(crate) use planned::{parameter, sample_job, shared_tensor, usual_init, window};
 pub use projection::Projection;
 pub(crate) use schema::{IndicesSchema, ModulesSchema};
 pub use targets::{Layers, Targets};
 pub(crate) use targets::{Selection, key_value, query_value};
-pub(crate) use usual::{LINEAR, linear_plan, options, peft_tuner};
+pub(crate) use usual::{LINEAR, LINEAR_AND_CONV, linear_plan, options, peft_tuner, plan_at};
 #[cfg(feature = "torch")]
 pub(crate) use weights::{dense, linear_delta, restored, with_weight};

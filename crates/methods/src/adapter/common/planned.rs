@@ -1,6 +1,6 @@
 //! Tensors as methods usually plan them, and the job that shows a method.
 
-use pleach_nn::{Init, Site};
+use pleach_nn::{Init, Role, Site};
 
 use crate::plan::{Keep, Plan, PlannedTensor};
 
@@ -26,6 +26,12 @@ pub(crate) fn shared_tensor(
 #[cfg(feature = "torch")]
 pub(crate) fn sizes(tensor: &PlannedTensor) -> Vec<i64> {
     tensor.shape.iter().map(|n| *n as i64).collect()
+}
+
+/// The sizes over which a convolution slides; none for other sites.
+pub(crate) fn window(site: &Site) -> &[usize] {
+    let weight = site.weight.as_ref().filter(|_| site.role == Role::Conv);
+    weight.and_then(|weight| weight.shape.get(2..)).unwrap_or_default()
 }
 
 /// PyTorch's usual beginning of a map from this many inputs: uniform, Kaiming with `a = sqrt(5)`.

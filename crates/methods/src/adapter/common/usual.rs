@@ -10,6 +10,9 @@ use crate::plan::{Plan, PlannedTensor};
 /// The sites of linear maps, the output head among them.
 pub(crate) const LINEAR: &[Role] = &[Role::Linear, Role::Head];
 
+/// Those and convolutions.
+pub(crate) const LINEAR_AND_CONV: &[Role] = &[Role::Linear, Role::Head, Role::Conv];
+
 /// The plan of a method of linear maps whose usual modules are those of LoRA: `tensors` for every selected site, then
 /// the biases that are trained too.
 ///
@@ -22,7 +25,22 @@ pub(crate) fn linear_plan<T: IntoIterator<Item = PlannedTensor>>(
     model: &dyn BackboneConfig,
     tensors: impl FnMut(&Site) -> Result<T>,
 ) -> Result<Plan> {
-    let selection = Selection { targets, layers: Some(layers), roles: LINEAR, default: query_value };
+    plan_at(LINEAR, targets, layers, bias, model, tensors)
+}
+
+/// The same for a method that stands at sites of these roles.
+///
+/// # Errors
+/// As [`linear_plan`].
+pub(crate) fn plan_at<T: IntoIterator<Item = PlannedTensor>>(
+    roles: &[Role],
+    targets: &Targets,
+    layers: &Layers,
+    bias: Bias,
+    model: &dyn BackboneConfig,
+    tensors: impl FnMut(&Site) -> Result<T>,
+) -> Result<Plan> {
+    let selection = Selection { targets, layers: Some(layers), roles, default: query_value };
     let mut plan = selection.plan(model, tensors)?;
     biases::plan(bias, model, &mut plan)?;
     Ok(plan)
