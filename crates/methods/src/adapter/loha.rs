@@ -111,7 +111,7 @@ mod run {
     use tch::Tensor;
 
     use super::Config;
-    use crate::adapter::common::{Added, Dropped, Product, at_sites, with_core};
+    use crate::adapter::common::{Added, Dropped, Product, at_sites, inner, outer};
     use crate::adapter::{Hooks, Parts};
 
     /// A factor: `A`, `B`, and the core over the window of a convolution.
@@ -133,16 +133,19 @@ mod run {
     }
 
     impl Half {
-        fn matrix(&self) -> Tensor {
+        fn matrix(&self, other: &Self) -> Tensor {
             let Self(a, b, core) = self;
-            core.as_ref().map_or_else(|| a.matmul(b), |core| with_core(core, a, b))
+            let (Some(core), Some(other_core)) = (core, &other.2) else { return a.matmul(b) };
+            // PEFT's own backward pass takes the other factor's inner part for the gradient of `a`. The value is the product of all three; the second term is zero and only carries that gradient, so that training is the same.
+            let crossed = inner(other_core, &other.1).detach();
+            outer(&inner(core, b), &a.detach()) + outer(&crossed, &(a - a.detach()))
         }
     }
 
     impl Product for Hada {
         fn product(&self) -> Tensor {
             let [first, second] = &self.0;
-            first.matrix() * second.matrix()
+            first.matrix(second) * second.matrix(first)
         }
     }
 }

@@ -194,7 +194,7 @@ mod run {
     use tch::Tensor;
 
     use super::Config;
-    use crate::adapter::common::{Added, Dropped, Product, at_sites, with_core};
+    use crate::adapter::common::{Added, Dropped, Product, at_sites, inner, outer};
     use crate::adapter::{Hooks, Parts};
 
     enum Factor {
@@ -232,7 +232,7 @@ mod run {
             match self {
                 Self::Whole(whole) => whole.shallow_clone(),
                 Self::Parts(a, b) => a.matmul(b),
-                Self::Core(core, a, b) => with_core(core, a, b),
+                Self::Core(core, a, b) => outer(&inner(core, b), a),
             }
         }
     }

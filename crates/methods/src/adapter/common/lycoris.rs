@@ -93,7 +93,7 @@ pub(crate) fn core(r: usize, window: &[usize]) -> [usize; 4] {
 }
 
 #[cfg(feature = "torch")]
-pub(crate) use imp::{Dropped, Product, with_core};
+pub(crate) use imp::{Dropped, Product, inner, outer};
 
 #[cfg(feature = "torch")]
 mod imp {
@@ -111,9 +111,14 @@ mod imp {
         fn product(&self) -> Tensor;
     }
 
-    /// `[out, in, window]` of a core `[r, r, window]` and the factors `a` `[r, out]` and `b` `[r, in]`.
-    pub(crate) fn with_core(core: &Tensor, a: &Tensor, b: &Tensor) -> Tensor {
-        Tensor::einsum("ijkl,ip,jr->prkl", &[core, a, b], None::<&[i64]>)
+    /// A core `[r, r, window]` with a factor `b` `[r, in]`: `[r, in, window]`.
+    pub(crate) fn inner(core: &Tensor, b: &Tensor) -> Tensor {
+        Tensor::einsum("ijkl,jr->irkl", &[core, b], None::<&[i64]>)
+    }
+
+    /// The weight `[out, in, window]` of an [`inner`] part and a factor `a` `[r, out]`.
+    pub(crate) fn outer(inner: &Tensor, a: &Tensor) -> Tensor {
+        Tensor::einsum("irkl,ip->prkl", &[inner, a], None::<&[i64]>)
     }
 
     /// The weight, scaled and in training dropped by rows and as a whole.

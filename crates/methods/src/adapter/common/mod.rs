@@ -31,7 +31,7 @@ pub(crate) use dropout::{Dropout, every_token, keep_mask, sequence_mean, whole_s
 pub use lycoris::Lycoris;
 pub(crate) use lycoris::core;
 #[cfg(feature = "torch")]
-pub(crate) use lycoris::{Dropped, Product, with_core};
+pub(crate) use lycoris::{Dropped, Product, inner, outer};
 pub(crate) use own::own_config;
 pub(crate) use peft::{PEFT_VERSION, number, peft_config, without_exclude};
 #[cfg(feature = "torch")]
