@@ -136,7 +136,8 @@ mod run {
         fn matrix(&self, other: &Self) -> Tensor {
             let Self(a, b, core) = self;
             let (Some(core), Some(other_core)) = (core, &other.2) else { return a.matmul(b) };
-            // PEFT's own backward pass takes the other factor's inner part for the gradient of `a`. The value is the product of all three; the second term is zero and only carries that gradient, so that training is the same.
+            // The backward pass that PEFT wrote by hand takes the other factor's inner part for the gradient of `a`. The
+            // second term is zero and only carries that gradient, so that training is the same as there.
             let crossed = inner(other_core, &other.1).detach();
             outer(&inner(core, b), &a.detach()) + outer(&crossed, &(a - a.detach()))
         }
