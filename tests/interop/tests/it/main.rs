@@ -9,3 +9,4 @@ mod grpc;
 mod peft;
 mod s3;
 mod support;
+mod zoo;
