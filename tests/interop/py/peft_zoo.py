@@ -56,15 +56,21 @@ def opened(case, io):
     """PEFT reads ours."""
     base = load(case["model"])
     plain = run(base, io)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = PeftModel.from_pretrained(base, case["adapter"]).eval()
+    model, heard = reload(base, case["adapter"])
     found = run(model, io)
     return {
         "off": distance(found, io["adapted"], io["mask"]),
         "moved": distance(found, plain, io["mask"]) if found.shape == plain.shape else 1.0,
-        "warnings": [str(w.message) for w in caught if "key" in str(w.message).lower()],
+        "warnings": heard,
     }
+
+
+def reload(base, folder):
+    """The adapter, and what PEFT says of its keys."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = PeftModel.from_pretrained(base, folder).eval()
+    return model, [str(w.message) for w in caught if "key" in str(w.message).lower()]
 
 
 def made(case, io):
@@ -80,8 +86,9 @@ def made(case, io):
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     # What depends on the weights and is kept, such as the table that a network makes, is made anew.
     model.save_pretrained(case["theirs"])
-    again = PeftModel.from_pretrained(load(case["model"]), case["theirs"]).eval()
+    again, heard = reload(load(case["model"]), case["theirs"])
     save_file({"adapted": run(again, io).contiguous()}, case["theirs"] + "/out.safetensors")
+    return heard
 
 
 def main():
@@ -91,7 +98,8 @@ def main():
         io = load_file(case["io"])
         try:
             result = opened(case, io)
-            made(case, io)
+            # Some it says of its own files too.
+            result["usual_warnings"] = made(case, io)
         except Exception as error:
             result = {"error": f"{type(error).__name__}: {error}"}
         found.append(result)
