@@ -32,9 +32,12 @@ def record(folder):
     ids = torch.randint(6, 250, (3, 9), generator=generator)
     mask = torch.ones_like(ids)
     mask[1, 6:], mask[2, 3:] = 0, 0
-    ids = ids.masked_fill(mask == 0, model.config.pad_token_id or 0)
-    if model.config.pad_token_id is None:  # asked for where classes come from the last token
-        model.config.pad_token_id = 0
+    pad = model.config.pad_token_id
+    ids = ids.masked_fill(mask == 0, pad or 0)
+    if pad is None:
+        model.config.pad_token_id = 0  # asked for where classes come from the last token
+    else:
+        ids[1, 2] = pad  # a real token, which some families do not count
     with torch.no_grad():
         found = model.eval()(input_ids=ids, attention_mask=mask)
     if "logits" in found:

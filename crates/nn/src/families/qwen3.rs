@@ -22,7 +22,8 @@ impl Family for Qwen3 {
     fn tiny(&self) -> &'static str {
         r#"{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 12, "hidden_size": 32,
             "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48, "num_hidden_layers": 2,
-            "vocab_size": 270, "max_position_embeddings": 64}"#
+            "vocab_size": 270, "max_position_embeddings": 64,
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}"#
     }
 
     fn configure(&self, dir: &ModelDir, head: HeadKind, options: &HeadOptions) -> Result<Box<dyn BackboneConfig>> {
