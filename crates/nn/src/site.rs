@@ -151,7 +151,7 @@ impl Site {
     /// Whether the site is a module, so that PEFT can name it.
     #[must_use]
     pub fn is_module(&self) -> bool {
-        !self.path.contains('@')
+        !self.path.contains('@') && self.role != Role::Experts
     }
 }
 

@@ -183,6 +183,8 @@ case("mixtral-qv", "mixtral", "Lora", **HALF, target_modules=QV)
 case("mixtral-window", "mixtral", "Lora", dict(sliding_window=6), **HALF, target_modules=["k_proj", "o_proj"])
 case("mixtral-parameters", "mixtral", "Lora", **HALF, target_modules=["q_proj"],
      target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+case("mixtral-experts", "mixtral", "Lora", dict(num_hidden_layers=1), **HALF, target_modules=["q_proj"],
+     target_parameters=["gate.weight", "experts.gate_up_proj", "experts.down_proj"])
 case("mixtral-parameter", "mixtral", "Lora", **HALF, target_modules=[],
      target_parameters=["mlp.experts.gate_up_proj"])
 

@@ -1,7 +1,7 @@
 //! `modules_to_save`: modules that are trained and saved whole beside the adapter, such as a classification head.
 
 use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, SiteId};
+use pleach_nn::{BackboneConfig, Init, Role, SiteId};
 
 use crate::plan::PlannedTensor;
 

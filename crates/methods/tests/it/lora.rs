@@ -110,3 +110,23 @@ fn pissa_takes_the_largest_singular_values() {
         assert_near(&after.narrow(0, 0, rest), &before.narrow(0, 3, rest), most);
     }
 }
+
+/// Experts are merged each into its own matrix.
+#[test]
+fn factors_of_experts_merge_into_the_stack() {
+    let family = families().iter().find(|family| family.name() == "mixtral").unwrap();
+    let model = backbone(*family);
+    let options =
+        json!({"r": 3, "use_rslora": true, "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]});
+    let adapter = moved(&model, &parse("lora", &options), 5);
+    let batch = model.batch(&[6, 4, 5], Some(7));
+    let found = model.run(&batch, &all(&batch, &adapter));
+    let mut merged = Replaced::default();
+    for (site, weights) in adapter.merge(model.config.sites(), &*model.backbone).unwrap() {
+        assert_eq!(weights.weight.size().len(), 3);
+        merged.insert(site, weights);
+    }
+    let groups = [Group { rows: 0..3, hooks: &merged }];
+    assert_near(&batch.real(&model.run(&batch, &groups)), &batch.real(&found), 2e-5);
+    assert!(distance(&found, &model.run(&batch, &[])) > 1e-3);
+}

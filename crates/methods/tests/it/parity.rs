@@ -24,6 +24,7 @@ use crate::support::{Batch, Model, all, assert_near, case, distance, imported, m
 #[case("lora-embedding")]
 #[case("lora-pissa")]
 #[case("lora-tokens-tied")]
+#[case("mixtral-experts")]
 #[case("norm-bert")]
 #[case("norm-llama")]
 #[case("prefix-bert")]

@@ -175,11 +175,12 @@ static LATER: [Later; LATER_OF_LORA.len() + OWN.len()] = {
 };
 
 /// Those that LoRA itself has here.
-const OWN: [Later; 5] = [
+const OWN: [Later; 6] = [
     Later::off("use_dora", "false"),
     Later::off("lora_bias", "false"),
     Later::off("use_rslora", "false"),
     Later::off("alpha_pattern", "{}"),
+    Later::new("target_parameters"),
     Later::new("trainable_token_indices"),
 ];
 

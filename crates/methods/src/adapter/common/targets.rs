@@ -93,9 +93,21 @@ impl Selection<'_> {
     pub(crate) fn plan<T: IntoIterator<Item = PlannedTensor>>(
         &self,
         model: &dyn BackboneConfig,
+        tensors: impl FnMut(&Site) -> Result<T>,
+    ) -> Result<Plan> {
+        self.plan_of(model, self.sites(model)?, tensors)
+    }
+
+    /// The same for these sites, whoever chose them.
+    ///
+    /// # Errors
+    /// As [`saved::plan`]; those of `tensors`.
+    pub(crate) fn plan_of<T: IntoIterator<Item = PlannedTensor>>(
+        &self,
+        model: &dyn BackboneConfig,
+        sites: Vec<SiteId>,
         mut tensors: impl FnMut(&Site) -> Result<T>,
     ) -> Result<Plan> {
-        let sites = self.sites(model)?;
         let (saved, whole) = saved::plan(self.targets.modules_to_save.as_deref(), model)?;
         let mut plan = Plan { saved, ..Plan::default() };
         for id in &sites {

@@ -7,18 +7,22 @@ use super::Config;
 use super::start::Start;
 use crate::plan::{Keep, PlannedTensor};
 
-/// `A` and `B` of a site, what they begin at, DoRA's magnitudes and the bias of `B`.
-pub(super) fn planned(config: &Config, start: Start, site: &Site) -> Result<Vec<PlannedTensor>> {
+/// `A` and `B` of a site, what they begin at, DoRA's magnitudes and the bias of `B`, named below `module`.
+pub(super) fn planned(config: &Config, start: Start, site: &Site, module: &str) -> Result<Vec<PlannedTensor>> {
     let r = config.rank(&site.path)? as usize;
     start.check(site, r)?;
     let input = site.dims.input;
     let (a, b, fan_in) = match site.role {
         Role::Conv => conv(site, r),
+        Role::Experts => {
+            let maps = site.weight.as_ref().and_then(|weight| weight.shape.first()).copied().unwrap_or(1);
+            (vec![maps * r, input], vec![site.dims.output, r * maps], input)
+        }
         _ => (vec![r, input], vec![site.dims.output, r], input),
     };
-    let (first, second) = start.inits(site, r, fan_in);
+    let (first, second) = start.inits(site, r, fan_in, b[1]);
     let planned = |part, suffix: &str, shape: Vec<usize>, init| {
-        PlannedTensor::trained(format!("base_model.model.{}.{suffix}", site.path), site.id, part, shape, init)
+        PlannedTensor::trained(format!("base_model.model.{module}.{suffix}"), site.id, part, shape, init)
     };
     let mut tensors = match site.role {
         Role::Embed => vec![
@@ -81,6 +85,8 @@ mod imp {
         start: Option<(Tensor, Tensor)>,
         scaling: f64,
         role: Role,
+        /// Maps of a stack.
+        maps: i64,
     }
 
     impl Factors {
@@ -95,18 +101,19 @@ mod imp {
                 start: if has("start_A") { Some((part("start_A")?, part("start_B")?)) } else { None },
                 scaling: config.scaling(&site.path)?,
                 role: site.role,
+                maps: site.weight.as_ref().map_or(1, |weight| weight.shape[0] as i64),
             })
         }
 
         /// Whether the product is the frozen operation with other weights.
-        pub(in super::super) fn convolves(&self) -> bool {
-            self.role == Role::Conv
+        pub(in super::super) fn reruns(&self) -> bool {
+            matches!(self.role, Role::Conv | Role::Experts)
         }
 
         /// The input of the product: dropped in training, float32. Ids are not dropped.
         pub(in super::super) fn input(&self, cx: &SiteCx<'_>, dropout: &Dropout, x: &Tensor) -> Tensor {
             match self.role {
-                Role::Embed => x.shallow_clone(),
+                Role::Embed | Role::Experts => x.shallow_clone(),
                 Role::Conv => dropout.apply_rows(cx, x),
                 _ => dropout.apply(cx, x),
             }
@@ -130,16 +137,34 @@ mod imp {
             low.linear(b, bias) * self.scaling
         }
 
-        /// `s B A x` where the site is a convolution `base`.
-        pub(in super::super) fn convolved(&self, x: &Tensor, base: &BaseOp<'_>) -> Option<Tensor> {
-            let low = OpWeights { weight: self.a.shallow_clone(), bias: None };
-            let low = base.run_with(&low, std::slice::from_ref(x)).into_iter().next()?; // [batch, r, ..]
+        /// `s B A x` by the frozen operation with the factors as weights; `x` is dropped already.
+        pub(in super::super) fn rerun(&self, x: &[Tensor], base: &BaseOp<'_>) -> Option<Tensor> {
+            let run = |weight: Tensor, x: &[Tensor]| base.run_with(&OpWeights { weight, bias: None }, x).into_iter().next();
+            if let Some((a, b)) = self.stacked() {
+                let ids = x.get(1)?.shallow_clone();
+                let low = run(a, &[x.first()?.to_kind(Kind::Float), ids.shallow_clone()])?; // [.., k, r]
+                return Some(run(b, &[low, ids])? * self.scaling);
+            }
+            let low = run(self.a.shallow_clone(), x)?; // [batch, r, ..]
             let mixed = low.movedim_int(1, -1).linear(&self.b.flatten(1, -1), self.bias.as_ref()) * self.scaling;
             Some(mixed.movedim_int(-1, 1))
         }
 
-        /// `s B A`, less what was taken: `[out, in]`; of a convolution `[out, in, ..]`.
+        /// The factors of experts, map by map: `[maps, r, in]` and `[maps, out, r]`.
+        fn stacked(&self) -> Option<(Tensor, Tensor)> {
+            if self.role != Role::Experts {
+                return None;
+            }
+            let ((input, output), maps) = ((self.a.size()[1], self.b.size()[0]), self.maps);
+            Some((self.a.reshape([maps, -1, input]), self.b.reshape([output, -1, maps]).permute([2, 0, 1])))
+        }
+
+        /// `s B A`, less what was taken: `[out, in]`; of a convolution `[out, in, ..]`, of experts
+        /// `[maps, out, in]`.
         pub(in super::super) fn dense(&self) -> Tensor {
+            if let Some((a, b)) = self.stacked() {
+                return b.matmul(&a) * self.scaling;
+            }
             let product = |a: &Tensor, b: &Tensor| {
                 let shape: Vec<i64> = [b.size()[0]].into_iter().chain(a.size().into_iter().skip(1)).collect();
                 b.flatten(1, -1).matmul(&a.flatten(1, -1)).reshape(shape) * self.scaling

@@ -11,6 +11,7 @@
 #[cfg(feature = "torch")]
 mod dora;
 mod factors;
+mod parameters;
 mod peft;
 #[cfg(feature = "torch")]
 mod run;
@@ -67,6 +68,8 @@ pub struct Config {
     pub use_dora: bool,
     /// Give `B` a bias.
     pub lora_bias: bool,
+    /// Single parameters to act on, by names or last parts of paths: experts in one tensor.
+    pub target_parameters: Option<Vec<String>>,
     /// Ids of tokens whose rows of the token table are trained too, or such lists for several tables by name.
     pub trainable_token_indices: Option<Tokens>,
     /// Learning rate of `B`, biases and magnitudes, as a multiple of the task's (LoRA+).
@@ -94,6 +97,7 @@ impl Default for Config {
             init_lora_weights: InitWeights::Flag(true),
             use_dora: false,
             lora_bias: false,
+            target_parameters: None,
             trainable_token_indices: None,
             loraplus_lr_ratio: 1.0,
             loraplus_lr_embedding: 1.0,
@@ -110,7 +114,7 @@ static CARD: Card = Card {
     formula: "`y = W x + b + (lora_alpha / r) B A x` at every chosen linear map; `A` begins random, `B` at zero.",
     paper: "Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021 (arXiv:2106.09685)",
     status: Status::Stable,
-    roles: ROLES,
+    roles: ALL_ROLES,
     sync: &[Sync::MeanGrads],
     mergeable: true,
     identity_at_init: true,
@@ -130,6 +134,8 @@ static CARD: Card = Card {
         Invalid { options: r#"{"init_lora_weights": "orthogonal", "r": 5}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"init_lora_weights": "pissa", "r": 4096}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"lora_bias": true, "use_dora": true}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"target_parameters": ["no_such_parameter"]}"#, code: code::TARGET_NOTHING },
+        Invalid { options: r#"{"target_parameters": ["weight"], "use_dora": true}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"trainable_token_indices": [99999999]}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"loraplus_lr_ratio": 0}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"rank_pattern": {"x": 0}}"#, code: code::METHOD_CONFIG },
@@ -141,6 +147,9 @@ static CARD: Card = Card {
 };
 
 const ROLES: &[Role] = &[Role::Linear, Role::Head, Role::Embed, Role::Conv];
+
+/// Those, and what `target_parameters` can name besides.
+const ALL_ROLES: &[Role] = &[Role::Linear, Role::Head, Role::Embed, Role::Conv, Role::Experts, Role::Router];
 
 impl Options for Config {
     const CARD: &'static Card = &CARD;
@@ -170,6 +179,7 @@ impl Options for Config {
         if self.lora_bias && !matches!(start, Start::Usual | Start::Random) {
             return Err(refuse("lora_bias", "needs `init_lora_weights` to be true or false"));
         }
+        parameters::validate(self)?;
         if let Some(tokens) = &self.trainable_token_indices {
             tokens.validate()?;
         }
@@ -204,7 +214,15 @@ impl AdapterConfig for Config {
 
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         let start = self.init_lora_weights.start()?;
-        let mut plan = self.selection().plan(model, |site| factors::planned(self, start, site))?;
+        let selection = self.selection();
+        let mut sites = if parameters::alone(self) { Vec::new() } else { selection.sites(model)? };
+        let chosen = parameters::choose(self, model, &sites)?;
+        sites.extend(chosen.iter().map(|parameter| parameter.site));
+        sites.sort_unstable();
+        let mut plan = selection.plan_of(model, sites, |site| {
+            let parameter = chosen.iter().find(|parameter| parameter.site == site.id);
+            factors::planned(self, start, site, parameter.map_or(&site.path, |parameter| &parameter.module))
+        })?;
         biases::plan(self.bias, model, &mut plan)?;
         if let Some(tokens) = &self.trainable_token_indices {
             tokens.plan(model, &mut plan)?;
@@ -213,7 +231,13 @@ impl AdapterConfig for Config {
     }
 
     fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value> {
-        peft_config(self, Some(&self.targets), model, plan, export)
+        let modules = match &self.target_parameters {
+            None => plan.sites.clone(),
+            Some(_) if parameters::alone(self) => Vec::new(),
+            // The plan has those of both kinds; it was made from the same selection.
+            Some(_) => self.selection().sites(model).unwrap_or_default(),
+        };
+        peft_config(self, Some(&self.targets), model, &Plan { sites: modules, ..Plan::default() }, export)
     }
 
     fn lr_scale(&self, tensor: &PlannedTensor) -> f64 {

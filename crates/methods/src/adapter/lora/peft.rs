@@ -17,7 +17,6 @@ pub(crate) const LATER: &[Later] = &[
     Later::off("megatron_core", "\"megatron.core\""),
     Later::new("monteclora_config"),
     Later::off("qalora_group_size", "16"),
-    Later::new("target_parameters"),
     Later::new("use_bdlora"),
     Later::off("use_qalora", "false"),
     Later::new("velora_config"),

@@ -61,7 +61,7 @@ pub(super) fn initial(config: &Config, tensor: &PlannedTensor, base: &dyn Backbo
 
 impl SiteHook for Lora {
     fn shares_base(&self) -> bool {
-        !self.factors.convolves()
+        !self.factors.reruns()
     }
 
     fn after(&self, cx: &SiteCx<'_>, x: &[Tensor], y: Vec<Tensor>) -> Vec<Tensor> {
@@ -75,10 +75,14 @@ impl SiteHook for Lora {
 
     fn around(&self, cx: &SiteCx<'_>, x: Vec<Tensor>, base: &BaseOp<'_>) -> Vec<Tensor> {
         let y = base.run(&x);
-        if !self.factors.convolves() {
+        if !self.factors.reruns() {
             return self.after(cx, &x, y);
         }
-        let delta = self.factors.convolved(&self.factors.input(cx, &self.dropout, &x[0]), base);
+        let dropped: Vec<_> = [self.factors.input(cx, &self.dropout, &x[0])]
+            .into_iter()
+            .chain(x.iter().skip(1).map(Tensor::shallow_clone))
+            .collect();
+        let delta = self.factors.rerun(&dropped, base);
         y.into_iter().map(|y| delta.as_ref().map_or_else(|| y.shallow_clone(), |delta| (&y + delta).to_kind(y.kind()))).collect()
     }
 }

@@ -71,8 +71,8 @@ impl Start {
         matches!(self, Self::Pissa { .. } | Self::Olora)
     }
 
-    /// How `A` and `B` begin at a site.
-    pub(super) fn inits(self, site: &Site, r: usize, fan_in: usize) -> (Init, Init) {
+    /// How `A` and `B` begin at a site; they are maps from `fan_in` and from `low` numbers.
+    pub(super) fn inits(self, site: &Site, r: usize, fan_in: usize, low: usize) -> (Init, Init) {
         let uniform = |fan_in: usize| Init::Uniform { bound: 1.0 / (fan_in as f32).sqrt() };
         if site.role == Role::Embed {
             let normal = Init::Normal { std: 1.0 };
@@ -80,7 +80,7 @@ impl Start {
         }
         match self {
             Self::Usual => (uniform(fan_in), Init::Zeros),
-            Self::Random => (uniform(fan_in), uniform(r)),
+            Self::Random => (uniform(fan_in), uniform(low)),
             Self::Gaussian => (Init::Normal { std: 1.0 / r as f32 }, Init::Zeros),
             Self::Orthogonal | Self::Pissa { .. } | Self::Olora => (Init::Derived, Init::Derived),
         }

@@ -152,3 +152,27 @@ fn lora_plus_speeds_up_what_comes_after_a() {
     let written = config.adapter_config(&*bert, &found, &Export { base: "b" });
     assert!(!written.contains_key("loraplus_lr_ratio"), "PEFT's file has no such field");
 }
+
+/// PEFT wraps one module once for each of its parameters, the last one outermost.
+#[test]
+fn parameters_of_one_module_are_wrapped_one_in_the_other() {
+    let mixtral = model("mixtral-experts", None);
+    let options = json!({"r": 2, "target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]});
+    let found = plan(&*mixtral, &options).unwrap();
+    let block = "base_model.model.model.layers.0.mlp.experts";
+    let named: Vec<_> = found.tensors[..4].iter().map(|tensor| (tensor.name.as_str(), tensor.shape.len())).collect();
+    let names = [
+        format!("{block}.base_layer.lora_A.weight"),
+        format!("{block}.base_layer.lora_B.weight"),
+        format!("{block}.lora_A.weight"),
+        format!("{block}.lora_B.weight"),
+    ];
+    assert_eq!(named, names.each_ref().map(|name| (name.as_str(), 2)));
+    let error = plan(&*mixtral, &json!({"target_parameters": ["experts.gate_up"]})).unwrap_err();
+    assert_eq!(error.code(), code::TARGET_NOTHING);
+    assert!(error.hint_text().unwrap().contains("gate_up_proj"), "{error:?}");
+    let twice = json!({"target_modules": ["q_proj"], "target_parameters": ["q_proj.weight"]});
+    assert_eq!(plan(&*mixtral, &twice).unwrap_err().code(), code::METHOD_CONFIG);
+    let config = lora().parse(options.as_object().unwrap(), "a").unwrap();
+    assert_eq!(config.adapter_config(&*mixtral, &found, &Export { base: "b" })["target_modules"], json!([]));
+}
