@@ -4,6 +4,8 @@
 //! `[out, r maps]`, whose columns go rank by rank. PEFT wraps the module that holds the parameter; of several
 //! parameters of one module, all but the last are below as many `base_layer`s.
 
+use std::collections::BTreeSet;
+
 use pleach_base::{Result, code, suggest};
 use pleach_nn::{BackboneConfig, Modules, Role, Site, SiteId, Sites, WeightLayout};
 
@@ -94,8 +96,14 @@ fn holder(site: &Site) -> &str {
 }
 
 fn nothing(sites: &Sites, name: &str) -> pleach_base::Error {
-    let paths: Vec<_> = sites.iter().filter_map(parameter).collect();
-    let near = suggest::nearest_few(name, paths.iter().map(String::as_str).collect::<Vec<_>>(), 4);
+    // Of every path as many last parts as the name has.
+    let parts = name.split('.').count();
+    let tail = |path: String| {
+        let skip = path.split('.').count().saturating_sub(parts);
+        path.split('.').skip(skip).collect::<Vec<_>>().join(".")
+    };
+    let tails: BTreeSet<_> = sites.iter().filter_map(parameter).map(tail).collect();
+    let near = suggest::nearest_few(name, tails.iter().map(String::as_str).collect::<Vec<_>>(), 4);
     code::TARGET_NOTHING
         .error(format!("{FIELD}: `{name}` matches no parameter of the model"))
         .hint(format!("nearest: {}", near.join(", ")))
