@@ -157,11 +157,11 @@ impl AdapterConfig for Config {
 #[cfg(feature = "torch")]
 mod run {
     use pleach_base::Result;
-    use pleach_nn::{BaseOp, Form, Layout, OpWeights, Role, Site, SiteCx, SiteHook, SiteId};
+    use pleach_nn::{BaseOp, Form, Layout, OpWeights, Site, SiteCx, SiteHook, SiteId};
     use tch::Tensor;
 
     use super::Config;
-    use crate::adapter::prompting::TABLE;
+    use crate::adapter::prompting::{TABLE, has_cross};
     use crate::adapter::{Hooks, Parts, SiteMethod};
 
     /// Where the table's columns come from.
@@ -231,7 +231,7 @@ mod run {
         let source = Source::of(config, parts)?;
         let sites = &parts.plan.sites;
         // See the module's header.
-        let step = if leaves_out(parts) { 4 } else { 2 };
+        let step = if has_cross(parts.sites) { 4 } else { 2 };
         let hook = |(number, id): (usize, &SiteId)| {
             let heads = parts.site(*id).dims.heads;
             let (heads, dim) = heads.map_or((1, parts.site(*id).dims.output), |heads| (heads.kv, heads.dim));
@@ -241,11 +241,6 @@ mod run {
             (*id, Box::new(hook) as Box<dyn SiteMethod>)
         };
         Ok(sites.iter().enumerate().map(hook).collect())
-    }
-
-    /// Whether there is attention that the plan leaves out: the encoder's, and that from decoder to encoder.
-    fn leaves_out(parts: &Parts<'_>) -> bool {
-        parts.sites.with_role(Role::AttnKv).any(|site| !parts.plan.sites.contains(&site.id))
     }
 
     impl SiteHook for Prefix {

@@ -1,8 +1,10 @@
 //! What the methods of prompt learning share: virtual tokens before every sequence, their options, and PEFT's files, in
 //! which the whole adapter is one table `prompt_embeddings` whatever it was made by.
 
+use std::collections::BTreeSet;
+
 use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, HeadKind, Init, Role, Site};
+use pleach_nn::{BackboneConfig, HeadKind, Init, Part, Role, Site, Sites};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -126,43 +128,67 @@ pub(super) fn submodules(model: &dyn BackboneConfig) -> usize {
 /// The place of the attention of a sequence on itself in each block; with encoder and decoder, in the decoder.
 ///
 /// # Errors
-/// `TARGET_NOTHING` when there is none, `METHOD_CONFIG` when blocks differ in their heads.
+/// `TARGET_NOTHING` when there is none, `METHOD_CONFIG` for models that read no tokens or have two towers, and when
+/// blocks differ in their heads.
 pub(super) fn attentions(model: &dyn BackboneConfig) -> Result<Vec<&Site>> {
-    let places = || model.sites().with_role(Role::AttnKv).filter(|site| site.runs);
-    let decoder = submodules(model) == 2;
-    let chosen: Vec<_> = places().filter(|site| !decoder || in_decoder(site)).collect();
+    let sites = model.sites();
+    let reads = &model.info().reads;
+    let last = reads.second.as_ref().unwrap_or(&reads.first);
+    let towers = reads.second.is_some() && !has_cross(sites);
+    if towers || last.fixed_tokens().is_some() {
+        return Err(refuse(
+            "num_virtual_tokens",
+            "prefixes are defined for models of text with one stack or a decoder",
+        ));
+    }
+    let crossed: BTreeSet<_> = crosses(sites).map(|site| site.block).collect();
+    let chosen: Vec<_> = sites
+        .with_role(Role::AttnKv)
+        .filter(|site| site.runs && site.part != Part::CrossAttention)
+        .filter(|site| crossed.is_empty() || crossed.contains(&site.block))
+        .collect();
     let Some(first) = chosen.first() else {
         return Err(code::TARGET_NOTHING.error("num_virtual_tokens: the model has no attention to put keys before"));
     };
     if chosen.iter().any(|site| site.dims.heads != first.dims.heads) {
-        return Err(code::METHOD_CONFIG
-            .error("num_virtual_tokens: the blocks of this model differ in their heads, one table cannot serve them"));
+        return Err(refuse("num_virtual_tokens", "the blocks differ in their heads, one table cannot serve them"));
     }
     Ok(chosen)
 }
 
-fn in_decoder(site: &Site) -> bool {
-    site.path.starts_with("decoder.") || site.path.contains(".decoder.")
+fn crosses(sites: &Sites) -> impl Iterator<Item = &Site> {
+    sites.with_role(Role::AttnKv).filter(|site| site.part == Part::CrossAttention)
 }
 
-/// The table of token embeddings.
+/// Whether blocks look at an encoder's output.
+pub(super) fn has_cross(sites: &Sites) -> bool {
+    crosses(sites).next().is_some()
+}
+
+/// The tables of token embeddings, run or not.
+pub(super) fn token_tables(model: &dyn BackboneConfig) -> impl Iterator<Item = &Site> {
+    let rows = model.info().vocab_size;
+    model.sites().with_role(Role::Embed).filter(move |site| site.dims.input == rows)
+}
+
+/// The table of token embeddings that the only or first stack runs.
 ///
 /// # Errors
-/// `TARGET_NOTHING` when the model reads no tokens.
+/// `TARGET_NOTHING` when that reads no tokens.
 pub(super) fn token_table(model: &dyn BackboneConfig) -> Result<&Site> {
-    let rows = model.info().vocab_size;
-    let found = model.sites().with_role(Role::Embed).find(|site| site.dims.input == rows && site.runs);
-    found.ok_or_else(|| {
-        code::TARGET_NOTHING.error("num_virtual_tokens: the model has no table of tokens to put virtual ones before")
+    let reads = model.info().reads.first.fixed_tokens().is_none();
+    token_tables(model).find(|site| site.runs && reads).ok_or_else(|| {
+        code::TARGET_NOTHING.error("num_virtual_tokens: the model reads no tokens to put virtual ones before")
     })
 }
 
 /// Sizes for tables of virtual tokens as wide as the model's own.
 pub(super) fn token_sizes(model: &dyn BackboneConfig) -> Result<Sizes> {
     let table = token_table(model)?;
-    let attentions = attentions(model)?;
-    let heads = attentions[0].dims.heads.map_or(1, |heads| heads.query);
-    Ok(Sizes { width: table.dims.output, heads, layers: attentions.len() })
+    let own = |site: &&Site| site.runs && site.part != Part::CrossAttention;
+    let places: Vec<_> = model.sites().with_role(Role::AttnKv).filter(own).collect();
+    let heads = places.first().and_then(|site| site.dims.heads).map_or(1, |heads| heads.query);
+    Ok(Sizes { width: table.dims.output, heads, layers: places.len() / submodules(model) })
 }
 
 /// The table itself as a parameter.

@@ -80,7 +80,11 @@ impl Options for Config {
 
 impl Config {
     fn targets(&self, model: &dyn BackboneConfig) -> Result<Vec<SiteId>> {
-        let Some(modules) = &self.target_modules else { return Ok(vec![prompting::token_table(model)?.id]) };
+        let Some(modules) = &self.target_modules else {
+            let table = prompting::token_tables(model).next();
+            let none = || code::TARGET_NOTHING.error("target_modules: the model has no table of tokens");
+            return Ok(vec![table.ok_or_else(none)?.id]);
+        };
         let roles = &[Role::Embed, Role::Head];
         let target = Target { modules, exclude: None, saved: &[], layers: None, pattern: None, roles };
         let chosen = target.select(model.sites())?;
@@ -131,7 +135,9 @@ impl AdapterConfig for Config {
                 Some(_) => plan.tensors.push(self.tensor(site)?.keep(Keep::Saved)),
                 None => continue,
             }
-            plan.sites.push(site.id);
+            if site.runs {
+                plan.sites.push(site.id);
+            }
         }
         Ok(plan)
     }
@@ -140,7 +146,7 @@ impl AdapterConfig for Config {
         let mut fields = peft_config(self, None, model, plan, export);
         if self.target_modules.is_none() {
             // PEFT writes the path of the table that it chose.
-            let path = plan.sites.first().map(|id| model.sites()[*id].path.as_str());
+            let path = plan.trained().next().map(|tensor| model.sites()[tensor.site].path.as_str());
             fields.insert("target_modules".to_owned(), json!(path));
         }
         fields
@@ -164,7 +170,10 @@ impl AdapterConfig for Config {
         _: pleach_base::rng::Key,
     ) -> Result<tch::Tensor> {
         let missing = || code::INTERNAL.error(format!("tensor `{}` has no table to begin with", tensor.name));
-        let table = &base.weights(tensor.site).ok_or_else(missing)?.weight;
+        // Of tables that share a weight, one that is never run has none at hand.
+        let (sites, own) = (base.config().sites(), [tensor.site]);
+        let alike = sites.iter().filter(|site| source(sites, site.id, &own).is_some());
+        let table = &alike.into_iter().find_map(|site| base.weights(site.id)).ok_or_else(missing)?.weight;
         Ok(table.index_select(0, &run::index(&self.token_indices, table.device())))
     }
 
