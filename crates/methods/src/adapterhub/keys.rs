@@ -55,7 +55,7 @@ pub fn keys(model: &dyn BackboneConfig, plan: &Plan, name: &str) -> Result<Vec<K
             return shared(model, name, tensor.part).map(|key| Key::Adapter(vec![key]));
         }
         if site.role == Role::BlockIn {
-            return Ok(Key::Adapter(vec![format!("{}invertible_adapters.{name}.{}", front(model, site), tensor.part)]));
+            return Ok(Key::Adapter(vec![format!("{}invertible_adapters.{name}.{}", front(model), tensor.part)]));
         }
         let module = module(model, site)?;
         let of = |part: &str| format!("{module}adapters.{name}.{part}");
@@ -119,16 +119,12 @@ fn prefix(model: &dyn BackboneConfig) -> String {
     if inside { prefix } else { String::new() }
 }
 
-/// The module behind whose embeddings a block stands, with a dot behind it.
-fn front(model: &dyn BackboneConfig, site: &Site) -> String {
-    let encoder = |prefix: &str| format!("{prefix}encoder.");
+/// The module that has the map behind the embeddings, with a dot behind it.
+fn front(model: &dyn BackboneConfig) -> String {
     match model.info().family {
-        "t5" => encoder(""),
-        "bart" => encoder(&prefix(model)),
-        _ => {
-            let _ = site;
-            prefix(model)
-        }
+        "t5" => "encoder.".to_owned(),
+        "bart" => format!("{}encoder.", prefix(model)),
+        _ => prefix(model),
     }
 }
 
