@@ -6,6 +6,8 @@ use serde_json::{Map, Value, json};
 
 use super::VERSION;
 use crate::adapter::AdapterConfig;
+use crate::adapter::bottleneck::Reduction;
+use crate::adapter::common::number;
 use crate::card::MethodKind;
 use crate::plan::Plan;
 use crate::registry::find;
@@ -52,6 +54,10 @@ pub fn describe(
             }
             let mut options = serde_json::to_value(&bn).unwrap_or_default();
             options["init_weights_seed"] = Value::Null;
+            // It makes sizes of it, which must not be floating-point numbers; `scaling` must be one.
+            if let Reduction::All(factor) = bn.reduction_factor {
+                options["reduction_factor"] = number(factor);
+            }
             options
         }
         None if config.card().name == "lora" => lora_options(config, model, plan)?,

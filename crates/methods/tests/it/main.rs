@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod adapterhub;
 mod bf16;
 mod compositions;
 mod conformance;
