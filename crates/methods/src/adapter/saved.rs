@@ -57,7 +57,11 @@ pub(crate) fn plan_under(
         let site = &sites[*id];
         let Some(weight) = &site.weight else { continue };
         let mut add = |part: &'static str, shape: Vec<usize>| {
-            let name = format!("{prefix}.{}.{part}", site.path);
+            let name = match site.role {
+                // The path is the parameter's own.
+                Role::Experts => format!("{prefix}.{}", site.path),
+                _ => format!("{prefix}.{}.{part}", site.path),
+            };
             tensors.push(PlannedTensor::trained(name, *id, part, shape, Init::Base));
         };
         add("weight", weight.shape.clone());

@@ -41,7 +41,7 @@ impl super::Config {
             let rest = 1.0 - (step - self.tinit) as f64 / way;
             ((first as f64 - last as f64) * rest.powi(3) + last as f64) as u64
         };
-        Phase::Measure { budget: (step > self.tinit && step % self.deltaT == 0).then(budget) }
+        Phase::Measure { budget: (step > self.tinit && step.is_multiple_of(self.deltaT)).then(budget) }
     }
 }
 

@@ -227,7 +227,7 @@ impl AdapterConfig for Config {
     fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value> {
         let mut fields = peft_config(self, Some(&self.targets), model, plan, export);
         // PEFT opens no file without it, though a reader has no use for it: the shortest schedule that it allows.
-        let shortest = || Value::from(u64::from(self.tinit) + u64::from(self.tfinal) + 1);
+        let shortest = || Value::from(self.tinit.saturating_add(self.tfinal).saturating_add(1));
         let total = fields.entry("total_step").or_insert(Value::Null);
         if total.is_null() {
             *total = shortest();
