@@ -49,7 +49,7 @@ impl Model {
         let cx = Forward::eval(self.config.sites(), &batch.layout, groups).beside(batch.second.as_ref());
         match self.backbone.forward(&Forward { train, step, ..cx }, &batch.inputs) {
             // Row by row, where similarities would couple the batch.
-            Output::Pair(pair) => Tensor::cat(&[&pair.text, &pair.image], -1) * &pair.scale,
+            Output::Pair(pair) => pair.text * pair.image * pair.scale,
             output => output.tensor().shallow_clone(),
         }
     }

@@ -69,6 +69,7 @@ mod imp {
 
     use super::Blueprint;
     use crate::backbone::{BackboneConfig, Precision};
+    use crate::blocks::core::Given;
     use crate::blocks::embedding::{Embed, Positions};
     use crate::blocks::head::Head;
     use crate::blocks::layer::Layer;
@@ -178,7 +179,10 @@ mod imp {
         }
 
         fn block(&self, index: usize, cx: &Forward<'_>, state: State) -> State {
-            self.layers[index].run(cx, state)
+            let bias = self.relative.as_ref().and_then(|_| state.carry.first());
+            let given = Given { rotary: &state.tables, bias, memory: None };
+            let hidden = self.layers[index].run(cx, state.hidden, given);
+            State { hidden, ..state }
         }
 
         fn finish(&self, cx: &Forward<'_>, state: State) -> State {

@@ -33,8 +33,13 @@ impl Core {
 
     /// The places of the attention module at `path`.
     pub(crate) fn at(self, b: &mut Builder, path: &str) -> CoreSpec {
-        let kv = b.place(format!("{path}@kv"), Role::AttnKv, Part::Attention, heads(self.heads));
-        let scores = b.place(format!("{path}@scores"), Role::AttnScores, Part::Attention, heads(self.heads));
+        self.as_part(b, path, Part::Attention)
+    }
+
+    /// The same for attention on another stack's output, which [`Part::CrossAttention`] says.
+    pub(crate) fn as_part(self, b: &mut Builder, path: &str, part: Part) -> CoreSpec {
+        let kv = b.place(format!("{path}@kv"), Role::AttnKv, part, heads(self.heads));
+        let scores = b.place(format!("{path}@scores"), Role::AttnScores, part, heads(self.heads));
         CoreSpec { kv, scores, core: self }
     }
 }

@@ -4,11 +4,14 @@
 use pleach_base::{Result, code};
 
 use super::builder::{Builder, Module};
-use super::{Activation, Blueprint, EmbedSpec, HeadSpec, LinearSpec, MappedSpec, NormShape, Trunk, embedding_options};
-use crate::backbone::{BackboneConfig, HeadKind, HeadOptions, Init, ModelInfo, Pooling};
-use crate::model::{Config, ModelDir};
-use crate::reads::Reads;
-use crate::site::{Dims, Part, Role, WeightLayout};
+use super::{
+    Activation, Blueprint, EmbedSpec, EndSpec, HeadSpec, LinearSpec, MappedSpec, NormShape, NormSpec, TowerSpec,
+    Towers, Trunk, embedding_options,
+};
+use crate::backbone::{BackboneConfig, HeadKind, HeadOptions, Init, ModelInfo, Pooling, TensorInfo};
+use crate::model::{Config, ModelDir, bad};
+use crate::reads::{Reads, ShiftIds};
+use crate::site::{Dims, Part, Role, Sites, WeightLayout};
 
 /// What is said of a family once.
 #[derive(Clone, Copy, Debug)]
@@ -187,8 +190,49 @@ impl<'a> Draft<'a> {
         Ok(HeadSpec::Tokens { transform: Some((MappedSpec { map, activation }, norm)), out, cap: None })
     }
 
-    /// The backbone.
+    /// A tensor of the bare model that is no module's weight; its name.
+    pub(crate) fn parameter(&mut self, name: &str, shape: &[usize]) -> String {
+        let name = self.path(name);
+        self.b.parameter(&name, shape);
+        name
+    }
+
+    /// A normalisation of a head, which may be missing from the files.
+    pub(crate) fn fresh_norm(&mut self, shape: NormShape, path: &str) -> NormSpec {
+        self.b.fresh(Init::Ones, |b| shape.at(b, path))
+    }
+
+    /// `decoder_start_token_id` and `pad_token_id`.
+    pub(crate) fn shift_ids(&self) -> Result<ShiftIds> {
+        let id = |field: &str| self.config.opt_count(field);
+        let start = id("decoder_start_token_id")?.ok_or_else(|| bad("decoder_start_token_id", "is missing"))?;
+        Ok(ShiftIds { start: start as u32, pad: id("pad_token_id")?.unwrap_or(0) as u32 })
+    }
+
+    /// A backbone of one stack or two with fronts of their own.
+    pub(crate) fn towers(
+        self,
+        (first, second): (TowerSpec, Option<TowerSpec>),
+        end: EndSpec,
+        sizes: Sizes,
+        reads: Reads,
+    ) -> Box<dyn BackboneConfig> {
+        let normalized =
+            matches!(end, EndSpec::Compare { .. } | EndSpec::Plain(HeadSpec::Vectors { normalize: true, .. }));
+        let blocks = first.layers.len() + second.as_ref().map_or(0, |tower| tower.layers.len());
+        let (info, sites, tensors) = self.described(sizes, blocks, normalized);
+        let info = ModelInfo { reads, ..info };
+        Box::new(Towers { info, sites, tensors, first, second, end })
+    }
+
+    /// A backbone of one stack that reads text.
     pub(crate) fn finish(self, trunk: Trunk, head: HeadSpec, sizes: Sizes) -> Box<dyn BackboneConfig> {
+        let normalized = matches!(head, HeadSpec::Vectors { normalize: true, .. });
+        let (info, sites, tensors) = self.described(sizes, trunk.layers.len(), normalized);
+        Box::new(Blueprint { info, sites, tensors, trunk, head })
+    }
+
+    fn described(self, sizes: Sizes, num_blocks: usize, normalized: bool) -> (ModelInfo, Sites, Vec<TensorInfo>) {
         let (sites, tensors) = self.b.finish();
         let info = ModelInfo {
             family: self.names.family,
@@ -198,15 +242,15 @@ impl<'a> Draft<'a> {
             num_labels: self.num_labels,
             hidden_size: sizes.hidden,
             vocab_size: sizes.vocab,
-            num_blocks: trunk.layers.len(),
+            num_blocks,
             max_positions: sizes.max_positions,
             causal: self.names.causal,
-            normalized: matches!(head, HeadSpec::Vectors { normalize: true, .. }),
+            normalized,
             pad_token: self.config.pad_token(),
             reads: Reads::TEXT,
             renames: self.names.renames,
         };
-        Box::new(Blueprint { info, sites, tensors, trunk, head })
+        (info, sites, tensors)
     }
 }
 

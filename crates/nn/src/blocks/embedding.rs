@@ -17,6 +17,13 @@ impl EmbedSpec {
         let site = b.module(Module::new(path, Role::Embed, Part::Other, dims, WeightLayout::Plain));
         Self { site, scale: None }
     }
+
+    /// A table of `dims.0` rows whose weight is the tensor `weight` of another module.
+    pub(crate) fn tied(b: &mut Builder, path: &str, dims: (usize, usize), weight: &str) -> Self {
+        let dims = Dims { input: dims.0, output: dims.1, heads: None };
+        let module = Module::new(path, Role::Embed, Part::Other, dims, WeightLayout::Plain);
+        Self { site: b.module(Module { weight: Some(weight), ..module }), scale: None }
+    }
 }
 
 /// A table of positions.

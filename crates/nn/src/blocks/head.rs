@@ -52,7 +52,7 @@ pub(crate) fn embedding_options(dir: &ModelDir, options: &HeadOptions) -> Result
 }
 
 #[cfg(feature = "torch")]
-pub(crate) use imp::Head;
+pub(crate) use imp::{Head, Mapped};
 
 #[cfg(feature = "torch")]
 mod imp {
@@ -83,12 +83,16 @@ mod imp {
     }
 
     impl Mapped {
-        fn load(spec: MappedSpec, sites: &Sites, weights: &Weights<'_>) -> Result<Self> {
+        pub(crate) fn load(spec: MappedSpec, sites: &Sites, weights: &Weights<'_>) -> Result<Self> {
             Ok(Self { map: Linear::load(spec.map, sites, weights)?, activation: spec.activation })
         }
 
-        fn run(&self, cx: &Forward<'_>, x: &Tensor) -> Tensor {
+        pub(crate) fn run(&self, cx: &Forward<'_>, x: &Tensor) -> Tensor {
             self.activation.run(&self.map.run(cx, x))
+        }
+
+        pub(crate) fn visit<'a>(&'a self, see: &mut dyn FnMut(SiteId, &'a OpWeights)) {
+            self.map.visit(see);
         }
     }
 

@@ -32,6 +32,8 @@ pub(crate) struct LayerSpec {
     pub(crate) order: Order,
     pub(crate) input: SiteId,
     pub(crate) attention: HalfSpec<AttentionSpec>,
+    /// Attention on another stack's output, between the two.
+    pub(crate) cross: Option<HalfSpec<AttentionSpec>>,
     pub(crate) mlp: HalfSpec<FeedSpec>,
     pub(crate) output: SiteId,
 }
@@ -67,12 +69,21 @@ impl Frame<'_> {
         attention: impl FnOnce(&mut Builder) -> AttentionSpec,
         mlp: impl FnOnce(&mut Builder) -> M,
     ) -> LayerSpec {
-        b.enter(Some(self.number));
-        let input = b.place(format!("{}@in", self.path), Role::BlockIn, Part::Other, same(self.norm.width));
+        let input = self.enter(b);
         let attention = self.half(b, names[0], Part::Attention, attention);
         let mlp = self.half(b, names[1], Part::FeedForward, |b| mlp(b).into());
-        let output = b.place(format!("{}@out", self.path), Role::BlockOut, Part::Other, same(self.norm.width));
-        LayerSpec { order: self.order, input, attention, mlp, output }
+        LayerSpec { order: self.order, input, attention, cross: None, mlp, output: self.leave(b) }
+    }
+
+    /// What follows belongs to this block, which begins at the place that is returned.
+    pub(crate) fn enter(&self, b: &mut Builder) -> SiteId {
+        b.enter(Some(self.number));
+        b.place(format!("{}@in", self.path), Role::BlockIn, Part::Other, same(self.norm.width))
+    }
+
+    /// The place behind the block.
+    pub(crate) fn leave(&self, b: &mut Builder) -> SiteId {
+        b.place(format!("{}@out", self.path), Role::BlockOut, Part::Other, same(self.norm.width))
     }
 
     /// Describes one part, its modules in the order in which they run.
@@ -108,7 +119,7 @@ mod imp {
     use crate::blocks::core::Given;
     use crate::blocks::mlp::Feed;
     use crate::blocks::norm::Norm;
-    use crate::run::{Forward, Layout, OpWeights, State, Weights};
+    use crate::run::{Forward, Layout, OpWeights, Weights};
     use crate::site::{SiteId, Sites};
 
     /// A loaded block.
@@ -116,6 +127,7 @@ mod imp {
     pub(crate) struct Layer {
         spec: LayerSpec,
         attention: Half<Attention>,
+        cross: Option<Half<Attention>>,
         mlp: Half<Feed>,
     }
 
@@ -163,32 +175,42 @@ mod imp {
 
     impl Layer {
         pub(crate) fn load(spec: &LayerSpec, sites: &Sites, weights: &Weights<'_>) -> Result<Self> {
+            let attention = |spec: &_| Half::load(spec, sites, weights, Attention::load);
             Ok(Self {
                 spec: *spec,
-                attention: Half::load(&spec.attention, sites, weights, Attention::load)?,
+                attention: attention(&spec.attention)?,
+                cross: spec.cross.as_ref().map(attention).transpose()?,
                 mlp: Half::load(&spec.mlp, sites, weights, Feed::load)?,
             })
         }
 
-        pub(crate) fn run(&self, cx: &Forward<'_>, state: State) -> State {
-            let State { hidden, carry, tables } = state;
+        /// `[.., width]` to the same shape.
+        pub(crate) fn run(&self, cx: &Forward<'_>, hidden: Tensor, given: Given<'_>) -> Tensor {
             let order = self.spec.order;
             let x = same_place(cx, self.spec.input, hidden);
-            // The bias that a stack's blocks share comes first.
-            let bias = carry.first().filter(|_| self.spec.attention.part.core.distances.is_some());
-            let given = Given { rotary: &tables, bias, memory: None };
-            let middle = self.attention.run(cx, order, (&x, &x), |part, x| part.run(cx, x, given));
+            let own = Given { memory: None, ..given };
+            let mut middle = self.attention.run(cx, order, (&x, &x), |part, x| part.run(cx, x, own));
+            if let Some(cross) = &self.cross {
+                let across = Given { memory: given.memory, ..Given::default() };
+                middle = cross.run(cx, order, (&middle, &middle), |part, x| part.run(cx, x, across));
+            }
             let seen = if order == Order::Parallel { &x } else { &middle };
             let y = self.mlp.run(cx, order, (seen, &middle), |part, x| part.run(cx, x));
-            State { hidden: same_place(cx, self.spec.output, y), carry, tables }
+            same_place(cx, self.spec.output, y)
+        }
+
+        /// Whether the block attends to another stack's output.
+        pub(crate) fn has_cross(&self) -> bool {
+            self.cross.is_some()
         }
 
         pub(crate) fn visit<'a>(&'a self, see: &mut dyn FnMut(SiteId, &'a OpWeights)) {
-            self.attention.part.visit(see);
-            self.mlp.part.visit(see);
-            for norm in self.attention.norms().chain(self.mlp.norms()) {
-                norm.visit(see);
+            for attention in self.cross.iter().chain([&self.attention]) {
+                attention.part.visit(see);
+                attention.norms().for_each(|norm| norm.visit(see));
             }
+            self.mlp.part.visit(see);
+            self.mlp.norms().for_each(|norm| norm.visit(see));
         }
     }
 

@@ -19,6 +19,11 @@ pub(crate) enum Activation {
 impl Activation {
     /// The activation that a field of `config.json` names.
     pub(crate) fn read(config: Config<'_>, field: &str, default: &str) -> Result<Self> {
+        Self::named(field, config.text(field)?.unwrap_or(default))
+    }
+
+    /// The activation of this name, from the field of `config.json`.
+    pub(crate) fn named(field: &str, name: &str) -> Result<Self> {
         const KNOWN: [(&str, Activation); 10] = [
             ("gelu", Activation::Gelu),
             ("gelu_python", Activation::Gelu),
@@ -31,7 +36,6 @@ impl Activation {
             ("swish", Activation::Silu),
             ("tanh", Activation::Tanh),
         ];
-        let name = config.text(field)?.unwrap_or(default);
         let found = KNOWN.iter().find(|(known, _)| *known == name).map(|(_, activation)| *activation);
         found.ok_or_else(|| {
             bad(field, &format!("`{name}` is not known"))

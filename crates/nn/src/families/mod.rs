@@ -29,7 +29,10 @@ macro_rules! registry {
     };
 }
 
-registry! { bert, distilbert, gemma2, gpt2, gpt_neox, llama, mistral, mixtral, mpnet, phi3, qwen2, qwen3, roberta, xlm_roberta }
+registry! {
+    ast, bart, bert, clip, distilbert, gemma2, gpt2, gpt_neox, llama, mistral, mixtral, mpnet, phi3, qwen2, qwen3, roberta, t5, vit,
+    whisper, xlm_roberta,
+}
 
 /// All families, in order of names.
 #[must_use]

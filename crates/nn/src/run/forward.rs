@@ -13,7 +13,8 @@ pub struct Forward<'a> {
     pub sites: &'a Sites,
     /// The batch: the sequences of the only or first stack.
     pub layout: &'a Layout,
-    /// The same sequences in the second stack, such as the decoder's (see [`crate::Reads`]). Within that stack the two
+    /// The same sequences in the second stack, such as the decoder's (see [`crate::Reads`]); `None` when they lie there as
+    /// in the first. Within that stack the two
     /// change places, so that [`Forward::layout`] is always the layout of the tensors at hand.
     pub second: Option<&'a Layout>,
     /// The adapters in it.
@@ -45,12 +46,9 @@ impl<'a> Forward<'a> {
         Self { second, ..self }
     }
 
-    /// The pass as the other stack sees it.
-    ///
-    /// # Panics
-    /// When the model has a second stack and the pass no layout for it: a defect of the caller.
+    /// The pass as the other stack sees it: in the second layout, or in the same one when there is no second.
     pub(crate) fn across(&self) -> Self {
-        let second = self.second.expect("a model with two stacks needs a layout for each");
+        let second = self.second.unwrap_or(self.layout);
         Self { layout: second, second: Some(self.layout), ..*self }
     }
 

@@ -1,5 +1,8 @@
 //! Frozen weights from a model folder onto a device.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use pleach_base::rng::Key;
 use pleach_base::{Result, code};
 use tch::{Device, Kind, Tensor};
@@ -29,6 +32,8 @@ pub struct Weights<'a> {
     dir: &'a ModelDir,
     device: Device,
     kind: Kind,
+    /// What was read already: tied modules share one tensor.
+    read: RefCell<BTreeMap<String, Tensor>>,
 }
 
 impl<'a> Weights<'a> {
@@ -39,7 +44,7 @@ impl<'a> Weights<'a> {
         device: Device,
         precision: Precision,
     ) -> Self {
-        Self { info, tensors, dir, device, kind: precision.kind() }
+        Self { info, tensors, dir, device, kind: precision.kind(), read: RefCell::default() }
     }
 
     /// The tensor of this name, without gradient. A head that no file has is drawn from its name alone, so that every
@@ -48,6 +53,9 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// As [`crate::BackboneConfig::build`].
     pub fn get(&self, name: &str) -> Result<Tensor> {
+        if let Some(tensor) = self.read.borrow().get(name) {
+            return Ok(tensor.shallow_clone());
+        }
         let tensor = self
             .tensors
             .iter()
@@ -69,7 +77,9 @@ impl<'a> Weights<'a> {
                 fresh.ok_or_else(|| code::INTERNAL.error(format!("tensor `{name}` has no values to begin with")))?
             }
         };
-        Ok(loaded.to_kind(self.kind).to_device(self.device))
+        let loaded = loaded.to_kind(self.kind).to_device(self.device);
+        self.read.borrow_mut().insert(name.to_owned(), loaded.shallow_clone());
+        Ok(loaded)
     }
 
     /// Weight and bias of a site.
