@@ -1,5 +1,6 @@
 //! Writes the tiny model of every family with every head that it has, for other programs to read: `tiny OUT` makes
-//! `OUT/FAMILY-HEAD/{config.json, model.safetensors}`. `tests/interop/py/record_families.py` runs them with transformers.
+//! `OUT/FAMILY-HEAD/{config.json, model.safetensors}`. `record_families.py` and `record_towers.py` of `tests/interop/py`
+//! run them with transformers.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -7,12 +8,16 @@ use std::path::{Path, PathBuf};
 use pleach_nn::{HeadKind, HeadOptions, ModelDir, configure, families, write_tiny};
 
 /// Heads and how folders name them.
-const HEADS: [(HeadKind, &str); 5] = [
+const HEADS: [(HeadKind, &str); 9] = [
     (HeadKind::CausalLm, "lm"),
     (HeadKind::MaskedLm, "mlm"),
     (HeadKind::SequenceClassification, "sequence"),
     (HeadKind::TokenClassification, "token"),
     (HeadKind::Embedding, "bare"),
+    (HeadKind::Seq2SeqLm, "seq2seq"),
+    (HeadKind::ImageClassification, "image"),
+    (HeadKind::AudioClassification, "audio"),
+    (HeadKind::Contrastive, "pair"),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

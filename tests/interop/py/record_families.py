@@ -8,6 +8,7 @@ a sequence; or the mean of the bare model's hidden states over real tokens. A mo
 other names than transformers expects is not recorded.
 """
 
+import fnmatch
 import json
 import os
 import pathlib
@@ -18,6 +19,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import transformers
 from safetensors.torch import save_file
+
+import record_towers
 
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
@@ -54,5 +57,6 @@ if __name__ == "__main__":
     tiny, out = map(pathlib.Path, sys.argv[1:])
     tensors = {}
     for folder in sorted(tiny.iterdir()):
-        tensors |= record(folder)
+        if not any(fnmatch.fnmatch(folder.name, pattern) for pattern in record_towers.WANTED):
+            tensors |= record(folder)
     save_file(tensors, out)

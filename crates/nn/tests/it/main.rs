@@ -7,4 +7,5 @@ mod families;
 mod layouts;
 mod recorded;
 mod support;
+mod towers;
 mod waist;

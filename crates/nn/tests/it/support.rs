@@ -145,8 +145,8 @@ impl SiteHook for Prefix {
                 let prefix = prefix.unsqueeze(0).expand([n, -1, -1, -1], false);
                 return Tensor::cat(&[&prefix, own], 1);
             }
-            let parts: Vec<_> = (0..cx.layout.sequences())
-                .flat_map(|i| [prefix.shallow_clone(), cx.layout.narrow(own, i..i + 1)])
+            let parts: Vec<_> = (0..cx.keys.sequences())
+                .flat_map(|i| [prefix.shallow_clone(), cx.keys.narrow(own, i..i + 1)])
                 .collect();
             Tensor::cat(&parts, 0)
         };
