@@ -48,8 +48,9 @@ impl Model {
     pub(crate) fn run_at(&self, batch: &Batch, groups: &[Group<'_>], train: bool, step: u64) -> Tensor {
         let cx = Forward::eval(self.config.sites(), &batch.layout, groups).beside(batch.second.as_ref());
         match self.backbone.forward(&Forward { train, step, ..cx }, &batch.inputs) {
-            // Row by row, where similarities would couple the batch.
-            Output::Pair(pair) => pair.text * pair.image * pair.scale,
+            // Row by row, where similarities would couple the batch; products, as vectors of length one have a constant
+            // sum of squares. Large enough to be seen.
+            Output::Pair(pair) => pair.text * pair.image * 30.0,
             output => output.tensor().shallow_clone(),
         }
     }
