@@ -122,7 +122,6 @@ mod imp {
         ///
         /// The decoder is causal, so padded positions disturb nobody: a row's length in the decoder's layout may be
         /// the width or end at its last label.
-        #[must_use]
         pub fn shift_right(self, labels: &Tensor, layout: &Layout) -> Tensor {
             let axis = labels.dim() as i64 - 1;
             let start = i64::from(self.start);

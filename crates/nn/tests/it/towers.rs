@@ -290,7 +290,7 @@ trait Shallow {
 impl Shallow for State {
     fn shallow(&self) -> State {
         let all = |list: &[Tensor]| list.iter().map(Tensor::shallow_clone).collect();
-        State { hidden: self.hidden.shallow_clone(), carry: all(&self.carry), tables: all(&self.tables) }
+        Self { hidden: self.hidden.shallow_clone(), carry: all(&self.carry), tables: all(&self.tables) }
     }
 }
 
