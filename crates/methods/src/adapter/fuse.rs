@@ -142,7 +142,7 @@ impl Options for Config {
     }
 
     fn imported(self) -> Self {
-        Self { adapters: self.adapters.into_iter().map(Child::from_file).collect(), ..self }
+        Self { adapters: self.adapters.into_iter().map(Child::read).collect(), ..self }
     }
 }
 

@@ -73,7 +73,7 @@ impl Options for Config {
     }
 
     fn imported(self) -> Self {
-        Self { adapters: self.adapters.into_iter().map(Child::from_file).collect() }
+        Self { adapters: self.adapters.into_iter().map(Child::read).collect() }
     }
 }
 

@@ -47,7 +47,7 @@ fn glorot(rows: usize, columns: usize) -> Init {
 /// The tensors of one map.
 pub(super) fn plan(bn: &Bn, end: End, input: usize, output: usize, to: &mut Tensors<'_>) -> Result<()> {
     let n = bn.phm_dim;
-    if input % n != 0 || output % n != 0 {
+    if !(input.is_multiple_of(n) && output.is_multiple_of(n)) {
         return Err(refuse("phm_dim", &format!("{n} divides not both {input} and {output}, the widths of a map")));
     }
     if !bn.shared_phm_rule {

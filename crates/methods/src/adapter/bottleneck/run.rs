@@ -124,10 +124,14 @@ impl Bottleneck {
             Factor::Constant(factor) => up * *factor,
             Factor::Trained(factor) => up * factor,
         };
-        let mut out = self.dropout.apply(io.cx, &up);
-        if let Some(Pair(weight, bias)) = &self.gate {
-            out = out * sequence_mean(io.cx.layout, &input.linear(weight, Some(bias)).sigmoid());
-        }
+        let kept = self.dropout.apply(io.cx, &up);
+        // Never in place: without dropout this is `up` itself.
+        let out = match &self.gate {
+            Some(Pair(weight, bias)) => {
+                kept * sequence_mean(io.cx.layout, &input.linear(weight, Some(bias)).sigmoid())
+            }
+            None => kept,
+        };
         let after = |x: Tensor| self.norm_after.as_ref().map_or_else(|| x.shallow_clone(), |norm| norm.norm(&x));
         let hidden = match (self.bn.is_parallel, self.bn.adapter_residual_before_ln) {
             (true, _) => after(out),

@@ -43,7 +43,7 @@ impl Child {
     }
 
     /// The same, read from a saved adapter: its values are in the file, not elsewhere.
-    pub(crate) fn from_file(self) -> Self {
+    pub(crate) fn read(self) -> Self {
         Self { saved: true, init_from: None, ..self }
     }
 }

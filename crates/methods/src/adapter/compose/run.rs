@@ -39,10 +39,8 @@ pub(crate) struct Fuser {
 impl Fuser {
     /// `query` and `residual` `[.., d]`, `changes` each `[.., d]`, to `[.., d]`.
     fn run(&self, cx: &SiteCx<'_>, query: &Tensor, changes: &[Tensor], residual: &Tensor) -> Tensor {
-        let mut values = Tensor::stack(changes, -2); // [.., n, d]
-        if self.residual_before {
-            values = values + residual.unsqueeze(-2);
-        }
+        let changes = Tensor::stack(changes, -2); // [.., n, d]
+        let values = if self.residual_before { changes + residual.unsqueeze(-2) } else { changes };
         let affine = |x: &Tensor, map: &Option<(Tensor, Tensor)>| match map {
             Some((weight, bias)) => x.linear(weight, Some(bias)),
             None => x.shallow_clone(),
@@ -59,9 +57,12 @@ impl Fuser {
     }
 }
 
+/// An adapter's number in the composition and its hook.
+type Member = (usize, Box<dyn SiteMethod>);
+
 /// The adapters that act at a site, each with its number in the composition.
 struct Members {
-    hooks: Vec<(usize, Box<dyn SiteMethod>)>,
+    hooks: Vec<Member>,
     join: Join,
 }
 
@@ -91,7 +92,7 @@ impl Members {
         });
         let joined = match &self.join {
             Join::Stack => {
-                let follow = |y: Vec<Tensor>, (_, hook): &(usize, Box<dyn SiteMethod>)| hook.after(cx, x, y);
+                let follow = |y: Vec<Tensor>, (_, hook): &Member| hook.after(cx, x, y);
                 return self.hooks.iter().filter(|(_, hook)| hook.shares_base()).fold(y, follow);
             }
             Join::Sum(gates) => results.fold(plain.shallow_clone(), |sum, (child, result)| {
@@ -115,7 +116,7 @@ impl Members {
 }
 
 /// The weight of adapters that do not act at a site: their result is the base's.
-fn absent(weights: &[f64], hooks: &[(usize, Box<dyn SiteMethod>)]) -> f64 {
+fn absent(weights: &[f64], hooks: &[Member]) -> f64 {
     weights.iter().sum::<f64>() - hooks.iter().map(|(child, _)| weights[*child]).sum::<f64>()
 }
 
@@ -264,13 +265,13 @@ pub(crate) fn hooks(
     parts: &Parts<'_>,
     join: impl Fn(SiteId) -> Result<Option<Join>>,
 ) -> Result<Hooks> {
-    let mut by_site: BTreeMap<SiteId, Vec<(usize, Box<dyn SiteMethod>)>> = BTreeMap::new();
+    let mut by_site: BTreeMap<SiteId, Vec<Member>> = BTreeMap::new();
     for (number, (config, parts)) in each(children, parts)?.into_iter().enumerate() {
         for (site, hook) in config.hooks(&parts)? {
             by_site.entry(site).or_default().push((number, hook));
         }
     }
-    let one = |(site, mut hooks): (SiteId, Vec<(usize, Box<dyn SiteMethod>)>)| {
+    let one = |(site, mut hooks): (SiteId, Vec<Member>)| {
         let hook = match join(site)? {
             Some(join) => Box::new(Members { hooks, join }) as Box<dyn SiteMethod>,
             None if hooks.len() == 1 => hooks.remove(0).1,
