@@ -123,7 +123,7 @@ pub struct SiteWeight {
 }
 
 /// A place where a method may act.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Site {
     /// Its index.
     pub id: SiteId,
@@ -143,6 +143,8 @@ pub struct Site {
     pub weight: Option<SiteWeight>,
     /// Name of the frozen bias, a vector of `dims.output`.
     pub bias: Option<String>,
+    /// What the module multiplies its rows with: 1 but for tables that scale. Their operation includes it.
+    pub scale: f64,
     /// False for modules that exist but that the chosen head never runs, such as the pooler under mean pooling.
     pub runs: bool,
 }
@@ -170,6 +172,11 @@ impl Sites {
         self.by_path.insert(site.path.clone(), id);
         self.list.push(site);
         id
+    }
+
+    /// Says that the module at a site multiplies its rows.
+    pub(crate) fn scale(&mut self, id: SiteId, by: f64) {
+        self.list[id.0 as usize].scale = by;
     }
 
     /// All sites in order.

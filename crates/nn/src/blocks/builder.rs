@@ -98,7 +98,12 @@ impl Builder {
         bias: Option<String>,
     ) -> SiteId {
         let (block, runs) = (self.block, !self.idle);
-        self.sites.push(Site { id: SiteId(0), path, role, part, block, dims, weight, bias, runs })
+        self.sites.push(Site { id: SiteId(0), path, role, part, block, dims, weight, bias, scale: 1.0, runs })
+    }
+
+    /// Says that the module at a site multiplies its rows.
+    pub(crate) fn scale(&mut self, site: SiteId, by: f64) {
+        self.sites.scale(site, by);
     }
 
     /// A tensor that is no module's weight.

@@ -96,8 +96,7 @@ impl Decoder {
             vocab: draft.config.size("vocab_size")?,
             max_positions: draft.config.opt_size("max_position_embeddings")?.unwrap_or(2048),
         };
-        let mut tokens = draft.table("embed_tokens", sizes.vocab, self.hidden);
-        tokens.scale = self.embed_scale;
+        let tokens = draft.table("embed_tokens", sizes.vocab, self.hidden).times(&mut draft.b, self.embed_scale);
         let mut trunk = Trunk::new(tokens);
         for number in 0..self.blocks {
             let path = draft.path(&format!("layers.{number}"));

@@ -24,6 +24,12 @@ impl EmbedSpec {
         let module = Module::new(path, Role::Embed, Part::Other, dims, WeightLayout::Plain);
         Self { site: b.module(Module { weight: Some(weight), ..module }), scale: None }
     }
+
+    /// The same with rows multiplied by a number.
+    pub(crate) fn times(self, b: &mut Builder, scale: Option<f64>) -> Self {
+        b.scale(self.site, scale.unwrap_or(1.0));
+        Self { scale, ..self }
+    }
 }
 
 /// A table of positions.

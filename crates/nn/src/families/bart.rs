@@ -102,8 +102,7 @@ impl Tables {
         let (width, shared, path) = (stage.norm.width, draft.path("shared.weight"), draft.path(path));
         let at = |name: &str| format!("{path}.{name}");
         let b = &mut draft.b;
-        let mut tokens = EmbedSpec::tied(b, &at("embed_tokens"), (self.vocab, width), &shared);
-        tokens.scale = self.scale;
+        let tokens = EmbedSpec::tied(b, &at("embed_tokens"), (self.vocab, width), &shared).times(b, self.scale);
         let table = EmbedSpec::new(b, &at("embed_positions"), self.max_positions + OFFSET, width);
         let positions = Some(PositionSpec { table, count: Count::From(OFFSET) });
         let norm = Some(stage.norm.at(b, at("layernorm_embedding")));

@@ -10,7 +10,18 @@ fn sites() -> Sites {
             layout: WeightLayout::OutIn,
         });
         let (part, block, bias) = (Part::Other, None, None);
-        sites.push(Site { id: SiteId(0), path, role, part, block, dims: Dims::default(), weight, bias, runs: true });
+        sites.push(Site {
+            id: SiteId(0),
+            path,
+            role,
+            part,
+            block,
+            dims: Dims::default(),
+            weight,
+            bias,
+            scale: 1.0,
+            runs: true,
+        });
     };
     add("bert.embeddings.word_embeddings".into(), Role::Embed);
     for i in [0, 1, 10] {

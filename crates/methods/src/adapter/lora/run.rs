@@ -70,6 +70,8 @@ impl SiteHook for Lora {
             Some(taken) => delta - taken,
             None => delta,
         };
+        // A table that scales its rows scales what is added to them.
+        let delta = if cx.site.scale == 1.0 { delta } else { delta * cx.site.scale };
         y.iter().map(|y| (y + &delta).to_kind(y.kind())).collect()
     }
 
