@@ -165,6 +165,7 @@ case("qwen2-window", "qwen2", "Lora", dict(use_sliding_window=True, sliding_wind
 case("qwen3-all", "qwen3", "Lora", **HALF, target_modules=ALL)
 case("gemma2-all", "gemma2", "Lora", **HALF, target_modules=ALL)
 case("gemma2-qv", "gemma2", "Lora", dict(head_dim=16, attn_logit_softcapping=None), **HALF, target_modules=QV)
+case("gemma2-embedding", "gemma2", "Lora", **HALF, target_modules=["embed_tokens", "q_proj"])
 case("phi3-all", "phi3", "Lora", **HALF, target_modules=ALL)
 case("phi3-window", "phi3", "Lora", dict(sliding_window=5), **HALF, target_modules=["qkv_proj", "gate_up_proj"])
 case("phi3-longrope", "phi3", "Lora", dict(

@@ -29,6 +29,8 @@ use crate::support::{Batch, Model, all, assert_near, case, distance, imported, m
 #[case("norm-llama")]
 #[case("prefix-bert")]
 #[case("prefix-llama")]
+#[case("prefix-mistral")]
+#[case("gemma2-embedding")]
 #[case("prompt-bert")]
 #[case("prompt-llama")]
 #[case("fourierft-llama")]
