@@ -64,6 +64,36 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// A recorded batch, padded: whatever the model reads, a decoder's input from its labels.
+    pub(crate) fn recorded(model: &Model, io: &BTreeMap<String, Tensor>, part: &str) -> Self {
+        let of = |name: &str| io.get(&format!("{part}.{name}"));
+        let reads = model.config.info().reads.clone();
+        let mut inputs = Inputs::default();
+        let mut read = |source: &Source| {
+            let shift = reads.shift.filter(|_| source.name() == "decoder_input_ids");
+            let tensor = of(if shift.is_some() { "labels" } else { source.name() }).unwrap();
+            let rows = tensor.size()[0] as usize;
+            let samples: Vec<u64> = (0..rows as u64).collect();
+            let layout = source.layout(samples.clone(), false, Device::Cpu).unwrap_or_else(|| {
+                let width = tensor.size()[1] as usize;
+                let mask = of("attention_mask").filter(|_| shift.is_none());
+                let lengths = mask.map_or(vec![width as i64; rows], |mask| {
+                    mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64).try_into().unwrap()
+                });
+                Layout::padded(lengths.into_iter().map(|n| n as usize).collect(), width, samples, Device::Cpu)
+            });
+            let tensor = shift.map_or_else(|| tensor.shallow_clone(), |shift| shift.shift_right(tensor, &layout));
+            inputs.0.insert(source.name().to_owned(), tensor);
+            layout
+        };
+        let layout = read(&reads.first);
+        // A decoder without labels of its own reads what the encoder reads.
+        let decodes = of("labels").is_some_and(|labels| labels.dim() == 2);
+        let second = reads.second.as_ref().filter(|source| source.fixed_tokens().is_some() || decodes);
+        let second = second.map(&mut read);
+        Self { layout, second, inputs, reads }
+    }
+
     /// A padded batch from ids and mask, samples numbered from 0.
     pub(crate) fn padded(ids: &Tensor, mask: &Tensor) -> Self {
         let lengths: Vec<i64> = mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64).try_into().unwrap();
