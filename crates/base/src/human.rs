@@ -48,9 +48,48 @@ pub fn duration(time: Duration) -> String {
     }
 }
 
+/// A borderless table with a heading, as wide as its content: lines stay greppable, none ends in blanks.
+pub fn table<const N: usize>(heads: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let lines: Vec<[String; N]> = std::iter::once(heads.map(str::to_owned)).chain(rows).collect();
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let mut text = String::new();
+    for line in &lines {
+        let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// An error as it is shown to people, in lines: the message, what to do, which page explains it.
+#[must_use]
+pub fn error(error: &crate::Error, colour: bool) -> String {
+    let label = |text: &str, code: &str| if colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
+    let mut text = format!("{} {}\n", label("error:", "1;31"), error.chain());
+    if let Some(hint) = error.hint_text() {
+        text.push_str(&format!("{} {hint}\n", label("hint:", "1;36")));
+    }
+    text.push_str(&format!("{} pleach explain {}\n", label("see:", "1"), error.code().id));
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tables_line_up_without_borders_or_trailing_blanks() {
+        let text = table(["NAME", "N"], [["a".into(), "1".into()], ["long-name".into(), "22".into()]]);
+        assert_eq!(text, "NAME       N\na          1\nlong-name  22\n");
+    }
+
+    #[test]
+    fn errors_say_what_to_do_and_where_to_read_on() {
+        let shown = error(&crate::code::IO.error("disk: full").hint("make room"), false);
+        assert_eq!(shown, format!("error: disk: full\nhint: make room\nsee: pleach explain {}\n", crate::code::IO.id));
+        assert!(error(&crate::code::IO.error("x"), true).starts_with("\x1b[1;31merror:\x1b[0m x"));
+    }
 
     #[test]
     fn numbers_read_well() {

@@ -2,8 +2,7 @@
 
 use std::io::Write;
 
-use owo_colors::OwoColorize;
-use pleach_base::{Error, Kind, code};
+use pleach_base::{Error, Kind, code, human};
 
 /// The job that was followed failed; what was wrong with it was the job's own affair.
 pub(crate) const FAILED: u8 = 1;
@@ -20,12 +19,8 @@ pub(crate) fn exit_code(error: &Error) -> u8 {
 
 /// Writes the error to standard error: message, `hint:`, `see:`.
 pub(crate) fn show(error: &Error) {
-    let mut to = anstream::stderr().lock();
-    let _ = writeln!(to, "{} {}", "error:".red().bold(), error.chain());
-    if let Some(hint) = error.hint_text() {
-        let _ = writeln!(to, "{} {hint}", "hint:".cyan().bold());
-    }
-    let _ = writeln!(to, "{} pleach explain {}", "see:".bold(), error.code().id);
+    let text = human::error(error, human::wants_colour(&std::io::stderr()));
+    let _ = write!(anstream::stderr().lock(), "{text}");
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ use crate::args::{Cli, Global};
 
 const NAME: &str = "pleach-worker";
 /// Subcommands of the worker binary that users call through `pleach`.
-const TENSOR_COMMANDS: &[&str] = &["parity", "merge", "diff", "eval", "profile"];
+pub(crate) const TENSOR_COMMANDS: &[&str] =
+    &["parity", "merge", "unmerge", "export", "import", "diff", "eval", "profile"];
 
 /// Replaces this process by a worker.
 ///

@@ -1,10 +1,22 @@
 //! The command line.
 
-use clap::{Parser, ValueEnum};
+use clap::{Args as ClapArgs, Parser, ValueEnum};
 
-/// One rank's worth of a machine: joins a coordinator, trains what it is given.
-#[derive(Clone, Debug, Parser)]
-#[command(name = "pleach-worker", version)]
+/// One rank's worth of a machine: joins a coordinator, trains what it is given. With a subcommand: work on folders that
+/// needs tensors, usually called as `pleach SUBCOMMAND`.
+#[derive(Debug, Parser)]
+#[command(name = "pleach-worker", version, args_conflicts_with_subcommands = true, max_term_width = 100)]
+pub struct Cli {
+    /// What a worker is told.
+    #[command(flatten)]
+    pub worker: Args,
+    /// Something else than being a worker.
+    #[command(subcommand)]
+    pub command: Option<crate::commands::Command>,
+}
+
+/// What a worker is told.
+#[derive(Clone, Debug, ClapArgs)]
 pub struct Args {
     /// Address of the coordinator.
     #[arg(long, env = "PLEACH_ADDRESS", default_value = "http://127.0.0.1:7700")]
@@ -51,4 +63,18 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_a_worker_needs_no_subcommand() {
+        Cli::command().debug_assert();
+        let cli = Cli::parse_from(["pleach-worker", "--once", "--device", "cpu"]);
+        assert!(cli.command.is_none() && cli.worker.once);
+    }
 }

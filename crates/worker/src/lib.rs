@@ -3,10 +3,12 @@
 //!
 //! The network side runs on tokio, training on one plain thread (module `gang`); between them are only channels, counters
 //! and a [`pleach_train::StopSignal`]. Deliberately not here: what a step is (`train`), who trains what (the
-//! coordinator), object keys (`store`).
+//! coordinator), object keys (`store`), what is done with adapter folders (`methods::files`; [`commands`] only takes the
+//! arguments).
 
 pub mod cli;
 mod client;
+pub mod commands;
 mod convert;
 mod gang;
 mod identity;
@@ -23,12 +25,15 @@ use pleach_base::{Result, ResultExt as _, code};
 
 pub use worker::run;
 
-/// Parses the command line, runs the worker until it is asked to stop, and gives the exit code.
+/// Parses the command line, runs the worker until it is asked to stop (or the subcommand), and gives the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let args = cli::Args::parse();
-    telemetry::start(args.log_format);
-    match start(args) {
+    let cli = cli::Cli::parse();
+    telemetry::start(cli.worker.log_format);
+    if let Some(command) = cli.command {
+        return commands::run(command);
+    }
+    match start(cli.worker) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(code = error.code().id, hint = error.hint_text(), "{}", error.chain());

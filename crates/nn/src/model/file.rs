@@ -1,11 +1,13 @@
 //! One safetensors file.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
-use pleach_base::{Result, ResultExt, code};
-use safetensors::{Dtype, SafeTensors};
+use pleach_base::Result;
+use pleach_base::header::{self, Listed};
+use safetensors::Dtype;
 
 use super::mmap::map;
 
@@ -26,8 +28,7 @@ pub struct Entry<'a> {
 struct Place {
     dtype: Dtype,
     shape: Vec<usize>,
-    start: usize,
-    end: usize,
+    bytes: Range<usize>,
 }
 
 /// A safetensors file, mapped; its header is checked when it is opened.
@@ -42,18 +43,13 @@ impl TensorFile {
     /// Opens a file.
     ///
     /// # Errors
-    /// `MODEL_MISSING` when there is none, `SAFETENSORS` when the header is damaged or lies about lengths.
+    /// `MODEL_MISSING` when there is none, `SAFETENSORS` naming the file and the tensor when the header is damaged or lies about
+    /// lengths.
     pub fn open(path: &Path) -> Result<Self> {
         let map = map(path)?;
-        let damaged = || format!("{}: not a whole safetensors file", path.display());
-        let (header, metadata) = SafeTensors::read_metadata(&map).or_code(code::SAFETENSORS, damaged)?;
-        SafeTensors::deserialize(&map).or_code(code::SAFETENSORS, damaged)?;
-        let data = header + 8;
-        let place = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
-            let (start, end) = info.data_offsets;
-            (name, Place { dtype: info.dtype, shape: info.shape.clone(), start: data + start, end: data + end })
-        };
-        let places = metadata.tensors().into_iter().map(place).collect();
+        let listed = header::parse(&map).map_err(|error| error.at(path.display()))?;
+        let place = |t: Listed| (t.name, Place { dtype: t.dtype, shape: t.shape, bytes: t.bytes });
+        let places = listed.into_iter().map(place).collect();
         Ok(Self { path: path.to_owned(), map, places })
     }
 
@@ -72,7 +68,7 @@ impl TensorFile {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Entry<'_>> {
         let (name, place) = self.places.get_key_value(name)?;
-        let bytes = self.map.get(place.start..place.end)?;
+        let bytes = self.map.get(place.bytes.clone())?;
         Some(Entry { name, dtype: place.dtype, shape: &place.shape, bytes })
     }
 }

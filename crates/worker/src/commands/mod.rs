@@ -1,0 +1,36 @@
+//! Work on folders that needs tensors: subcommands of `pleach-worker` that `pleach` hands over to. One file each, which
+//! takes arguments and shows results; what is done is in the crates below.
+
+mod out;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use pleach_base::{Error, Kind, Result, human};
+
+/// The subcommands, in the order of `--help`.
+#[derive(Debug, Subcommand)]
+pub enum Command {}
+
+/// Runs a subcommand: errors are shown, and the exit code is that of the `pleach` command line (1 failed, 2 bad input).
+#[must_use]
+pub fn run(command: Command) -> ExitCode {
+    dispatch(command).unwrap_or_else(|error| {
+        let text = human::error(&error, human::wants_colour(&std::io::stderr()));
+        let _ = write!(std::io::stderr().lock(), "{text}");
+        ExitCode::from(exit_code(&error))
+    })
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    match command {}
+}
+
+/// 2 for bad input, which a file that cannot be read is here, else 1.
+fn exit_code(error: &Error) -> u8 {
+    match error.kind() {
+        Kind::Invalid | Kind::NotFound | Kind::Corrupt => 2,
+        _ => 1,
+    }
+}
