@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::adapter::AdapterConfig;
 use crate::card::MethodKind;
 use crate::plan::{Keep, Plan};
-use crate::registry::{find, methods};
+use crate::registry::{Method, find, methods};
 
 /// An adapter folder, opened.
 #[derive(Debug)]
@@ -20,6 +20,7 @@ pub struct Imported {
     pub config: Arc<dyn AdapterConfig>,
     /// `base_model_name_or_path`, when it says one.
     pub base: Option<String>,
+    said: Map<String, Value>,
     file: TensorFile,
 }
 
@@ -35,7 +36,7 @@ pub fn import(dir: &Path) -> Result<Imported> {
     let map: Map<String, Value> = serde_json::from_str(&text)
         .or_code(code::ADAPTER_FORMAT, || format!("{}: not a JSON object", path.display()))?;
     let base = map.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned);
-    let mut config = configure(&map).map_err(|error| error.at(dir.display()))?;
+    let mut config = method_of(&map).and_then(|method| method.import(&map)).map_err(|error| error.at(dir.display()))?;
     let weights = dir.join("adapter_model.safetensors");
     if !weights.is_file() {
         return Err(code::ADAPTER_FORMAT.error(format!("{}: no such file", weights.display())));
@@ -43,25 +44,33 @@ pub fn import(dir: &Path) -> Result<Imported> {
     let file = TensorFile::open(&weights)?;
     let entries = file.names().filter_map(|name| file.get(name));
     config.see_file(&entries.map(|entry| (entry.name.to_owned(), entry.shape.to_vec())).collect());
-    Ok(Imported { config: config.into(), base, file })
+    Ok(Imported { config: config.into(), base, said: map, file })
 }
 
-fn configure(map: &Map<String, Value>) -> Result<Box<dyn AdapterConfig>> {
+fn method_of(map: &Map<String, Value>) -> Result<&'static dyn Method> {
     if let Some(name) = map.get("pleach_method").and_then(Value::as_str) {
-        return find(MethodKind::Adapter, name).map_err(|error| error.at("adapter_config.json"))?.import(map);
+        return find(MethodKind::Adapter, name).map_err(|error| error.at("adapter_config.json"));
     }
     let missing = || code::ADAPTER_FORMAT.error("adapter_config.json: peft_type is missing");
     let name = map.get("peft_type").and_then(Value::as_str).ok_or_else(missing)?;
     let known = || methods().filter_map(|method| method.card().peft_type);
-    let method = methods().find(|method| method.card().peft_type == Some(name)).ok_or_else(|| {
+    methods().find(|method| method.card().peft_type == Some(name)).ok_or_else(|| {
         code::ADAPTER_FORMAT
             .error(format!("adapter_config.json: peft_type `{name}` is not one that this build reads"))
             .hint(suggest::did_you_mean(name, known().collect::<Vec<_>>()))
-    })?;
-    method.import(map)
+    })
 }
 
 impl Imported {
+    /// The same options for an adapter that is made new: with the network that makes a prompt's table, which the file of
+    /// a trained one leaves out.
+    ///
+    /// # Errors
+    /// As [`import`].
+    pub fn made_new(&self) -> Result<Arc<dyn AdapterConfig>> {
+        Ok(method_of(&self.said)?.made_new(&self.said)?.into())
+    }
+
     /// Compares the tensors of the file with a plan, by name and shape.
     ///
     /// # Errors

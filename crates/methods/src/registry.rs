@@ -30,6 +30,12 @@ pub trait Method: std::marker::Sync {
     /// # Errors
     /// As [`Method::parse`].
     fn import(&self, config: &Map<String, Value>) -> Result<Box<dyn AdapterConfig>>;
+
+    /// [`Method::import`] for an adapter that is made new with these options, not read.
+    ///
+    /// # Errors
+    /// As [`Method::parse`].
+    fn made_new(&self, config: &Map<String, Value>) -> Result<Box<dyn AdapterConfig>>;
 }
 
 /// The kinds that have members, in the order in which they are listed.

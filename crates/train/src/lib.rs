@@ -17,6 +17,7 @@ pub mod loss;
 mod memory;
 mod observer;
 pub mod optim;
+pub mod parity;
 pub mod schedule;
 mod stop;
 

@@ -9,4 +9,6 @@ codes! {
     WORKER_LOST = "PL0803", Unavailable;
     /// A job failed too often.
     RESTARTS_SPENT = "PL0804", Exhausted;
+    /// A recorded parity case is not of the expected layout.
+    PARITY_CASE = "PL0805", Corrupt;
 }

@@ -216,6 +216,12 @@ struct Typed<C>(PhantomData<fn() -> C>);
 impl<C: Options> Typed<C> {
     const NEW: Self = Self(PhantomData);
 
+    fn in_file(config: &Map<String, Value>) -> Result<C> {
+        let options = config.iter().filter(|(key, _)| !ABOUT.contains(&key.as_str()));
+        let options = options.map(|(key, value)| (key.clone(), value.clone())).collect();
+        Self::checked(&options, "adapter_config.json")
+    }
+
     fn checked(options: &Map<String, Value>, at: &str) -> Result<C> {
         let config: C = typed(options, at, C::LATER)?;
         config.validate().map_err(|error| under(&error, at))?;
@@ -253,8 +259,10 @@ impl<C: Options> Method for Typed<C> {
     }
 
     fn import(&self, config: &Map<String, Value>) -> Result<Box<dyn AdapterConfig>> {
-        let options = config.iter().filter(|(key, _)| !ABOUT.contains(&key.as_str()));
-        let options = options.map(|(key, value)| (key.clone(), value.clone())).collect();
-        Ok(Box::new(Self::checked(&options, "adapter_config.json")?.imported()))
+        Ok(Box::new(Self::in_file(config)?.imported()))
+    }
+
+    fn made_new(&self, config: &Map<String, Value>) -> Result<Box<dyn AdapterConfig>> {
+        Ok(Box::new(Self::in_file(config)?))
     }
 }

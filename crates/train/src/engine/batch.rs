@@ -4,9 +4,11 @@ use std::ops::Range;
 
 use pleach_base::{Result, code};
 use pleach_data::{Batch, Ragged};
-use pleach_nn::{Inputs, Layout};
+use pleach_methods::Virtual;
+use pleach_nn::{Backbone, Form, Inputs, Layout, Reads};
 use tch::{Device, Tensor};
 
+use super::front;
 use super::objective::Objective;
 use super::pass::PassInput;
 
@@ -36,40 +38,79 @@ pub(crate) struct MicroBatch {
     pub(crate) tokens: u64,
 }
 
+/// What rows are laid out for.
+#[derive(Clone, Copy)]
+pub(crate) struct Ground<'a> {
+    pub(crate) objective: Objective,
+    pub(crate) reads: &'a Reads,
+    /// What the adapter puts in front of every sequence.
+    pub(crate) front: Virtual,
+    pub(crate) device: Device,
+}
+
+impl<'a> Ground<'a> {
+    /// Rows for this model with an adapter that has these virtual tokens.
+    pub(crate) fn new(model: &'a dyn Backbone, front: Virtual, objective: Objective) -> Self {
+        Self { objective, reads: &model.config().info().reads, front, device: model.device() }
+    }
+}
+
 impl MicroBatch {
+    /// Rows whose inputs and labels are on the device already, without the adapter's virtual tokens: labels of tokens as
+    /// those lie in the stack that ends in the head, else one a row.
+    pub(crate) fn of(ground: &Ground<'_>, input: PassInput, labels: &Tensor) -> Self {
+        let Ground { objective, reads, front, .. } = *ground;
+        let samples = input.layout.samples().to_vec();
+        let (tokens, rows) = (input.layout.tokens() as u64, samples.len());
+        // A decoder's labels lie in the second layout, where no prompt is.
+        let targets = match reads.shift.is_none() && objective.labels_tokens() {
+            true => front::labels(labels, &input.layout, front),
+            false => labels.shallow_clone(),
+        };
+        let count = objective.count(&targets, rows);
+        Self { passes: vec![front::with_virtual(input, front, reads)], targets: Some(targets), samples, count, tokens }
+    }
+
     /// Puts a batch of one task on the device.
     ///
     /// # Errors
     /// `INTERNAL` when it is not of the objective's task.
-    pub(crate) fn new(objective: Objective, batch: &Batch, device: Device) -> Result<Self> {
-        if batch.task != objective.task() {
+    pub(crate) fn new(ground: &Ground<'_>, batch: &Batch) -> Result<Self> {
+        let Ground { objective, reads, front, device } = *ground;
+        if Some(batch.task) != objective.task() {
             return Err(code::INTERNAL.error(format!("a batch of {:?} for {objective:?}", batch.task)));
         }
         let samples = batch.sample_ids.clone();
         let (input, labels) = lay_out(&batch.inputs, &samples, device);
-        let targets = match objective {
+        let labels = match objective {
+            // Behind a prompt the first token of a sequence is predicted too, also where sequences are packed.
+            Objective::CausalLm if front.prompt > 0 && matches!(input.layout.form(), Form::Packed { .. }) => {
+                input.inputs.get("input_ids").map(Tensor::shallow_clone)
+            }
             Objective::CausalLm => Some(labels),
-            Objective::Classification => batch.classes.as_ref().map(|c| Tensor::from_slice(c).to_device(device)),
-            Objective::Contrastive { .. } => None,
+            _ => batch.classes.as_ref().map(|classes| Tensor::from_slice(classes).to_device(device)),
         };
-        let mut passes = vec![input];
+        if let Some(labels) = labels {
+            return Ok(Self::of(ground, input, &labels));
+        }
+        let mut passes = vec![front::with_virtual(input, front, reads)];
         if let Some(passages) = &batch.passages {
             if passages.rows() != batch.inputs.rows() {
                 return Err(code::INTERNAL.error("a row to train on has a passage and no query"));
             }
-            passes.push(lay_out(passages, &samples, device).0);
+            passes.push(front::with_virtual(lay_out(passages, &samples, device).0, front, reads));
         }
         let counts = batch.counts();
-        Ok(Self { passes, targets, samples, count: counts.labels as f64, tokens: counts.tokens })
+        Ok(Self { passes, targets: None, samples, count: counts.labels as f64, tokens: counts.tokens })
     }
 
     /// Cuts a batch into micro-batches of at most `most` rows. None for a batch without rows.
     ///
     /// # Errors
     /// As [`MicroBatch::new`].
-    pub(crate) fn cut(objective: Objective, batch: &Batch, most: usize, device: Device) -> Result<Vec<Self>> {
+    pub(crate) fn cut(ground: &Ground<'_>, batch: &Batch, most: usize) -> Result<Vec<Self>> {
         let ranges = (0..batch.len()).step_by(most.max(1)).map(|at| at..batch.len().min(at + most.max(1)));
-        ranges.map(|rows: Range<usize>| Self::new(objective, &batch.slice(rows), device)).collect()
+        ranges.map(|rows: Range<usize>| Self::new(ground, &batch.slice(rows))).collect()
     }
 }
 
@@ -90,7 +131,7 @@ fn padded(sequences: &Ragged, lengths: Vec<usize>, samples: &[u64], device: Devi
     let tensor = |values: &[i64]| Tensor::from_slice(values).reshape(shape).to_device(device);
     let inputs = Inputs::ids(tensor(&padded.input_ids)).with("token_type_ids", tensor(&padded.type_ids));
     let labels = tensor(&padded.lm_labels());
-    (PassInput { inputs, layout: Layout::padded(lengths, padded.width, samples.to_vec(), device) }, labels)
+    (PassInput::new(inputs, Layout::padded(lengths, padded.width, samples.to_vec(), device)), labels)
 }
 
 fn packed(sequences: &Ragged, lengths: Vec<usize>, samples: &[u64], device: Device) -> (PassInput, Tensor) {
@@ -98,5 +139,5 @@ fn packed(sequences: &Ragged, lengths: Vec<usize>, samples: &[u64], device: Devi
     let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
     let inputs = Inputs::ids(tensor(&packed.input_ids)).with("token_type_ids", tensor(&packed.type_ids));
     let labels = tensor(&packed.lm_labels());
-    (PassInput { inputs, layout: Layout::packed(lengths, samples.to_vec(), device) }, labels)
+    (PassInput::new(inputs, Layout::packed(lengths, samples.to_vec(), device)), labels)
 }

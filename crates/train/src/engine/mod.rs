@@ -5,6 +5,7 @@
 //! ([`crate::run_job`]) is the first client. Not here: where examples come from, when to evaluate or to save.
 
 mod batch;
+mod front;
 mod objective;
 mod pass;
 mod save;
@@ -22,10 +23,12 @@ use pleach_nn::Backbone;
 use pleach_store::{Gate, SnapshotFile};
 
 pub use batch::StepBatch;
-pub(crate) use batch::{MicroBatch, lay_out};
+pub(crate) use batch::{Ground, MicroBatch, lay_out};
+pub(crate) use front::with_virtual;
 pub use objective::Objective;
 pub(crate) use objective::wrong_head;
 pub use pass::{Mode, PassInput, forward};
+pub(crate) use save::own_parameters;
 pub use task::TaskSetup;
 pub use update::StepResult;
 
@@ -129,6 +132,34 @@ impl<'a> Engine<'a> {
         Ok(forwarded)
     }
 
+    /// [`Engine::forward_backward`] of rows that are laid out already: as many on every rank.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn forward_backward_rows(
+        &mut self,
+        name: &TaskName,
+        input: PassInput,
+        labels: &tch::Tensor,
+    ) -> Result<Forwarded> {
+        let (machine, task) = (self.machine(), self.task(name)?);
+        let rows = MicroBatch::of(&task.ground(self.model), input, labels);
+        let pending = step::forward_backward_rows(&machine, task, rows)?;
+        let forwarded = Forwarded { loss: pending.loss, tokens: pending.tokens };
+        self.task_mut(name)?.pending = Some(pending);
+        Ok(forwarded)
+    }
+
+    /// What the model gives with a task's adapter, its virtual tokens in front, without a graph.
+    ///
+    /// # Errors
+    /// `INTERNAL` when there is none of this name.
+    pub fn output(&self, name: &TaskName, input: PassInput) -> Result<pleach_nn::Output> {
+        let adapter = &self.task(name)?.setup.adapter;
+        let input = with_virtual(input, adapter.config().virtual_tokens(), &self.model.config().info().reads);
+        Ok(tch::no_grad(|| forward(self.model, adapter, &input, Mode::EVAL)))
+    }
+
     /// Applies the reduced gradient, unless it is not finite, and agrees with all ranks on the result. A collective call.
     /// `drain` asks all ranks to stop after this step; the result says whether any rank asked.
     ///
@@ -172,7 +203,7 @@ impl<'a> Engine<'a> {
                 group: machine.group,
                 observer: machine.observer,
                 hooks: &task.setup.adapter,
-                objective: task.setup.objective,
+                ground: task.ground(self.model),
             },
             set,
             metrics,

@@ -3,22 +3,31 @@
 use pleach_base::{Result, code};
 use pleach_nn::{HeadKind, Output};
 use pleach_spec::job::DataTask;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use crate::loss::{Counts, Term, classification, contrastive, language};
+use crate::loss::{Counts, IGNORE, Term, classification, contrastive, language};
 
 /// The loss of a task.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Objective {
     /// Predict the next token.
     CausalLm,
-    /// Assign one class a row.
+    /// Predict the token at hand: a decoder's, whose input is its labels moved by one.
+    Seq2SeqLm,
+    /// Predict the tokens that were masked.
+    MaskedLm,
+    /// Assign one class a row: a text, an image, a recording.
     Classification,
+    /// Assign one class a token.
+    TokenClassification,
     /// Bring queries near their passages, against all passages of the global batch.
     Contrastive {
         /// Divisor of the cosine similarities.
         temperature: f64,
     },
+    /// Bring images and texts of two towers together, against all of the micro-batch: only for a global batch that is
+    /// one.
+    Pairs,
 }
 
 impl Objective {
@@ -32,23 +41,44 @@ impl Objective {
         }
     }
 
-    /// The data task that it learns from.
+    /// What a model with this head is trained on; `None` when the head does not say.
     #[must_use]
-    pub fn task(self) -> DataTask {
-        match self {
-            Self::CausalLm => DataTask::CausalLm,
-            Self::Classification => DataTask::SequenceClassification,
-            Self::Contrastive { .. } => DataTask::Retrieval,
+    pub fn of_head(head: HeadKind) -> Option<Self> {
+        match head {
+            HeadKind::CausalLm => Some(Self::CausalLm),
+            HeadKind::Seq2SeqLm => Some(Self::Seq2SeqLm),
+            HeadKind::MaskedLm => Some(Self::MaskedLm),
+            HeadKind::SequenceClassification | HeadKind::ImageClassification | HeadKind::AudioClassification => {
+                Some(Self::Classification)
+            }
+            HeadKind::TokenClassification => Some(Self::TokenClassification),
+            HeadKind::Contrastive => Some(Self::Pairs),
+            HeadKind::Embedding => None,
         }
     }
 
-    /// The head that the backbone must end in.
+    /// The data task that it learns from, where jobs have one.
+    #[must_use]
+    pub fn task(self) -> Option<DataTask> {
+        match self {
+            Self::CausalLm => Some(DataTask::CausalLm),
+            Self::Classification => Some(DataTask::SequenceClassification),
+            Self::Contrastive { .. } => Some(DataTask::Retrieval),
+            Self::Seq2SeqLm | Self::MaskedLm | Self::TokenClassification | Self::Pairs => None,
+        }
+    }
+
+    /// The head that a text model must end in.
     #[must_use]
     pub fn head(self) -> HeadKind {
         match self {
             Self::CausalLm => HeadKind::CausalLm,
+            Self::Seq2SeqLm => HeadKind::Seq2SeqLm,
+            Self::MaskedLm => HeadKind::MaskedLm,
             Self::Classification => HeadKind::SequenceClassification,
+            Self::TokenClassification => HeadKind::TokenClassification,
             Self::Contrastive { .. } => HeadKind::Embedding,
+            Self::Pairs => HeadKind::Contrastive,
         }
     }
 
@@ -57,8 +87,11 @@ impl Objective {
     pub fn term(self) -> &'static str {
         match self {
             Self::CausalLm => language::TERM,
+            Self::Seq2SeqLm => "seq2seq_lm",
+            Self::MaskedLm => "masked_lm",
             Self::Classification => classification::TERM,
-            Self::Contrastive { .. } => contrastive::TERM,
+            Self::TokenClassification => "token_classification",
+            Self::Contrastive { .. } | Self::Pairs => contrastive::TERM,
         }
     }
 
@@ -68,6 +101,24 @@ impl Objective {
         Counts::of(self.term(), count)
     }
 
+    /// Whether labels stand at tokens.
+    pub(crate) fn labels_tokens(self) -> bool {
+        matches!(self, Self::CausalLm | Self::Seq2SeqLm | Self::MaskedLm | Self::TokenClassification)
+    }
+
+    /// How many things the term counts in `rows` rows with these targets.
+    pub(crate) fn count(self, targets: &Tensor, rows: usize) -> f64 {
+        if !self.labels_tokens() {
+            return rows as f64;
+        }
+        let targets = match self {
+            // Nothing predicts the first token of a row, or of a packed batch.
+            Self::CausalLm => targets.slice(-1, 1, None::<i64>, 1),
+            _ => targets.shallow_clone(),
+        };
+        targets.not_equal(IGNORE).sum(Kind::Int64).int64_value(&[]) as f64
+    }
+
     /// The terms of one micro-batch whose rows do not see each other.
     ///
     /// # Errors
@@ -75,7 +126,11 @@ impl Objective {
     pub(crate) fn terms(self, output: &Output, targets: &Tensor) -> Result<Vec<Term>> {
         match (self, output) {
             (Self::CausalLm, Output::Tokens(logits)) => Ok(language::terms(logits, targets)),
-            (Self::Classification, Output::Classes(logits)) => Ok(classification::terms(logits, targets)),
+            (Self::Classification, Output::Classes(logits)) => Ok(classification::terms(self.term(), logits, targets)),
+            (Self::Seq2SeqLm | Self::MaskedLm | Self::TokenClassification, Output::Tokens(logits)) => {
+                Ok(classification::terms(self.term(), logits, targets))
+            }
+            (Self::Pairs, Output::Pair(pair)) => Ok(contrastive::both_ways(&pair.logits_per_image, targets)),
             _ => Err(wrong_head(self)),
         }
     }
@@ -87,7 +142,11 @@ impl Objective {
     pub(crate) fn correct(self, output: &Output, targets: &Tensor) -> Result<f64> {
         match (self, output) {
             (Self::CausalLm, Output::Tokens(logits)) => Ok(language::correct(logits, targets)),
-            (Self::Classification, Output::Classes(logits)) => Ok(classification::correct(logits, targets)),
+            (Self::Classification, Output::Classes(logits))
+            | (Self::Seq2SeqLm | Self::MaskedLm | Self::TokenClassification, Output::Tokens(logits)) => {
+                Ok(classification::correct(logits, targets))
+            }
+            (Self::Pairs, Output::Pair(pair)) => Ok(classification::correct(&pair.logits_per_image, targets)),
             _ => Err(wrong_head(self)),
         }
     }

@@ -9,6 +9,16 @@ pub struct PassInput {
     pub inputs: Inputs,
     /// How the sequences lie.
     pub layout: Layout,
+    /// How they lie in the model's second stack, for models that have one.
+    pub second: Option<Layout>,
+}
+
+impl PassInput {
+    /// Sequences for a model with one stack.
+    #[must_use]
+    pub fn new(inputs: Inputs, layout: Layout) -> Self {
+        Self { inputs, layout, second: None }
+    }
 }
 
 /// Why the pass runs.
@@ -35,7 +45,7 @@ pub fn forward(model: &dyn Backbone, hooks: &dyn HookSet, input: &PassInput, mod
     let cx = Forward {
         sites: model.config().sites(),
         layout: &input.layout,
-        second: None,
+        second: input.second.as_ref(),
         groups: &groups,
         train: mode.train,
         step: mode.step,

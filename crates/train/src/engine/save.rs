@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use pleach_base::{Result, code};
+use pleach_methods::Keep;
 use pleach_store::tensors::{self, StoredTensor};
 use pleach_store::{ADAPTER_CONFIG, ADAPTER_MODEL, SnapshotFile, TRAINER_STATE};
 use tch::Tensor;
@@ -19,22 +20,27 @@ const UPDATES: &str = "updates";
 const SKIPPED: &str = "skipped";
 /// Which tensors had gradients, in the adapter's order.
 const JUDGED: &str = "judged";
+/// Before the name of a tensor that the method changes by itself.
+const STATE: &str = "state/";
+/// Before the name of a parameter that the adapter's file does not hold as it is.
+const PARAM: &str = "param/";
 
 pub(super) fn save(task: &Task) -> Result<Saved> {
     let params = task.setup.adapter.params();
-    let adapter: Vec<_> = params.iter().map(|(name, leaf)| to_stored(name, leaf)).collect::<Result<_>>()?;
+    let exported = task.setup.adapter.exported()?;
+    let adapter: Vec<_> = exported.iter().map(|(name, tensor)| to_stored(name, tensor)).collect::<Result<_>>()?;
     let config = pleach_store::canonical_json(&task.setup.adapter_config)?;
     Ok(Saved {
         files: vec![
             SnapshotFile::new(ADAPTER_CONFIG, config),
             SnapshotFile::new(ADAPTER_MODEL, tensors::write(&adapter)?),
-            SnapshotFile::new(TRAINER_STATE, tensors::write(&trainer_state(task)?)?),
+            SnapshotFile::new(TRAINER_STATE, tensors::write(&trainer_state(task, &exported)?)?),
         ],
         gate: task.gate.judge(&task.layout, &params.flatten()),
     })
 }
 
-fn trainer_state(task: &Task) -> Result<Vec<StoredTensor>> {
+fn trainer_state(task: &Task, exported: &[(String, Tensor)]) -> Result<Vec<StoredTensor>> {
     let number = |value: u64| Tensor::from_slice(&[value as i64]);
     let judged: Vec<u8> = task.gate.judged().iter().map(|judged| u8::from(*judged)).collect();
     let mut state = vec![
@@ -43,6 +49,14 @@ fn trainer_state(task: &Task) -> Result<Vec<StoredTensor>> {
         to_stored(SKIPPED, &number(task.skipped))?,
         to_stored(JUDGED, &Tensor::from_slice(&judged))?,
     ];
+    for (tensor, value) in task.states() {
+        state.push(to_stored(format!("{STATE}{}", tensor.name), value)?);
+    }
+    for (name, leaf) in task.setup.adapter.params().iter() {
+        if !exported.iter().any(|(other, tensor)| other == name && tensor.equal(leaf)) {
+            state.push(to_stored(format!("{PARAM}{name}"), leaf)?);
+        }
+    }
     for (moment, flat) in task.optimizer.moments() {
         for (name, piece) in task.layout.pieces(&flat) {
             state.push(to_stored(format!("{moment}/{name}"), &piece)?);
@@ -59,7 +73,8 @@ pub(super) fn load(task: &mut Task, files: &BTreeMap<String, Bytes>) -> Result<(
     let state = read_tensors(file(TRAINER_STATE)?).map_err(|error| error.at(TRAINER_STATE))?;
     let params = task.setup.adapter.params();
     let device = params.flatten().device();
-    let flat = task.layout.gather("", &adapter).map_err(|error| error.at(ADAPTER_MODEL))?;
+    let flat = task.layout.gather("", &parameters(&adapter, &state)).map_err(|error| error.at(ADAPTER_MODEL))?;
+    let kept = kept(task, &adapter, &state)?;
     let mut moments = BTreeMap::new();
     for moment in task.optimizer.moments().into_keys() {
         let gathered = task.layout.gather(&format!("{moment}/"), &state).map_err(|error| error.at(TRAINER_STATE))?;
@@ -72,7 +87,54 @@ pub(super) fn load(task: &mut Task, files: &BTreeMap<String, Bytes>) -> Result<(
     task.step = number(&state, STEP)?;
     task.skipped = number(&state, SKIPPED)?;
     task.pending = None;
+    for (name, value) in kept {
+        if let Some(own) = task.setup.adapter.kept().get(&name) {
+            tch::no_grad(|| own.shallow_clone().copy_(&value));
+        }
+    }
     params.unflatten(&flat.to_device(device))
+}
+
+/// The parameters that the adapter's file does not hold as they are, by name, from a trainer's state.
+pub(crate) fn own_parameters(state: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    let own = state.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(PARAM)?, tensor)));
+    own.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect()
+}
+
+/// The parameters by name: those of the trainer's state first, since the adapter's file may hold another form of them.
+fn parameters(adapter: &BTreeMap<String, Tensor>, state: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    let mut all: BTreeMap<_, _> = adapter.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+    all.extend(own_parameters(state));
+    all
+}
+
+/// The values of tensors that are not trained and not worked out again, checked against the plan.
+fn kept(
+    task: &Task,
+    adapter: &BTreeMap<String, Tensor>,
+    state: &BTreeMap<String, Tensor>,
+) -> Result<Vec<(String, Tensor)>> {
+    let mut found = Vec::new();
+    for tensor in &task.setup.adapter.plan().tensors {
+        let (file, value) = match tensor.keep {
+            Keep::Trained | Keep::Derived => continue,
+            Keep::Saved => (ADAPTER_MODEL, adapter.get(&tensor.name)),
+            Keep::State => (TRAINER_STATE, state.get(&format!("{STATE}{}", tensor.name))),
+        };
+        let wanted: Vec<i64> = tensor.shape.iter().map(|n| *n as i64).collect();
+        match value {
+            Some(value) if value.size() == wanted => found.push((tensor.name.clone(), value.shallow_clone())),
+            Some(value) => {
+                let shape = value.size();
+                return Err(code::ADAPTER_FORMAT.error(format!(
+                    "{file}: tensor {} has shape {shape:?}, the adapter needs {wanted:?}",
+                    tensor.name
+                )));
+            }
+            None => return Err(code::ADAPTER_FORMAT.error(format!("{file}: tensor {} is missing", tensor.name))),
+        }
+    }
+    Ok(found)
 }
 
 fn entry<'a>(state: &'a BTreeMap<String, Tensor>, name: &str) -> Result<&'a Tensor> {

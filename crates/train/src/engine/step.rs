@@ -44,6 +44,17 @@ struct Computed {
 /// Computes and reduces the gradient of one step.
 pub(super) fn forward_backward(machine: &Machine<'_>, task: &Task, batch: &StepBatch) -> Result<Pending> {
     let units = units(machine, task, batch)?;
+    compute(machine, task, &units, &batch.lane_rows)
+}
+
+/// The same for rows that are laid out already, as many on every rank, each rank's the lane of its number.
+pub(super) fn forward_backward_rows(machine: &Machine<'_>, task: &Task, rows: MicroBatch) -> Result<Pending> {
+    let lane_rows = vec![rows.samples.len(); machine.group.world()];
+    let unit = Unit { number: machine.group.rank(), micro_batches: vec![rows] };
+    compute(machine, task, &[unit], &lane_rows)
+}
+
+fn compute(machine: &Machine<'_>, task: &Task, units: &[Unit], lane_rows: &[usize]) -> Result<Pending> {
     let all = || units.iter().flat_map(|unit| &unit.micro_batches);
     let local = [all().map(|m| m.count).sum::<f64>(), all().map(|m| m.tokens as f64).sum::<f64>()];
     let totals = agree::sums(machine.group, &local)?;
@@ -51,21 +62,23 @@ pub(super) fn forward_backward(machine: &Machine<'_>, task: &Task, batch: &StepB
     let mut broken_samples = Vec::new();
     let computed = match task.setup.objective {
         Objective::Contrastive { temperature } => {
-            across_rows(machine, task, batch, &units, temperature, &mut broken_samples)?
+            across_rows(machine, task, lane_rows, units, temperature, &mut broken_samples)?
         }
-        objective => row_by_row(machine, task, objective, &units, &denominators, &mut broken_samples)?,
+        objective => row_by_row(machine, task, objective, units, &denominators, &mut broken_samples)?,
     };
-    let (grads, sum) = reduce(machine.group, task, batch, &computed)?;
+    let (mut grads, sum) = reduce(machine.group, task, lane_rows.len(), &computed)?;
+    let own_term = regularise(task, &mut grads);
     let broken = !broken_samples.is_empty() || !clip::is_finite(&grads);
     let broken = agree::maxima(machine.group, &[f64::from(u8::from(broken))])?[0] > 0.0;
-    let loss = loss::value(&[(task.setup.objective.term(), sum, 1.0)], &denominators);
+    let loss = loss::value(&[(task.setup.objective.term(), sum, 1.0)], &denominators) + own_term;
     Ok(Pending { grads, loss, tokens: totals[1] as u64, broken, broken_samples })
 }
 
 fn units(machine: &Machine<'_>, task: &Task, batch: &StepBatch) -> Result<Vec<Unit>> {
+    let ground = task.ground(machine.model);
     let unit = |number, rows: &Batch| {
         let most = task.setup.micro_batch.unwrap_or(rows.len());
-        let micro_batches = MicroBatch::cut(task.setup.objective, rows, most, machine.model.device())?;
+        let micro_batches = MicroBatch::cut(&ground, rows, most)?;
         Ok(Unit { number, micro_batches })
     };
     match task.setup.determinism {
@@ -75,6 +88,18 @@ fn units(machine: &Machine<'_>, task: &Task, batch: &StepBatch) -> Result<Vec<Un
         }
         Determinism::Strict => batch.lanes.iter().map(|(lane, rows)| unit(*lane as usize, rows)).collect(),
     }
+}
+
+/// Adds the gradient of the adapter's own term to the reduced one and gives its value. It depends on the parameters
+/// alone, which all ranks have: each works it out for itself, once a step, after the sum over rows.
+fn regularise(task: &Task, grads: &mut Tensor) -> f64 {
+    let Some(term) = task.setup.adapter.regulariser() else { return 0.0 };
+    if term.requires_grad() {
+        term.backward();
+        let own = task.take_grads();
+        let _ = tch::no_grad(|| grads.g_add_(&own));
+    }
+    term.double_value(&[])
 }
 
 /// Losses whose rows do not see each other.
@@ -116,7 +141,7 @@ fn row_by_row(
 fn across_rows(
     machine: &Machine<'_>,
     task: &Task,
-    batch: &StepBatch,
+    lane_rows: &[usize],
     units: &[Unit],
     temperature: f64,
     broken: &mut Vec<u64>,
@@ -130,9 +155,9 @@ fn across_rows(
         let pairs: Result<_> = if keep { embed_all() } else { tch::no_grad(embed_all) };
         embedded.push(pairs?);
     }
-    let (queries, passages) = gather(machine, batch, &embedded)?;
+    let (queries, passages) = gather(machine, lane_rows, &embedded)?;
     let (d_queries, d_passages, sum) = contrastive::cotangents(&queries, &passages, temperature);
-    let mut at = own_start(machine.group, batch);
+    let mut at = own_start(machine.group, lane_rows);
     let mut computed = Vec::with_capacity(units.len());
     for (index, (unit, pairs)) in units.iter().zip(embedded).enumerate() {
         for (micro, kept) in unit.micro_batches.iter().zip(pairs) {
@@ -176,7 +201,7 @@ fn embed_pair(machine: &Machine<'_>, task: &Task, micro: &MicroBatch) -> Result<
 }
 
 /// Queries and passages of all ranks in lane order, each `[n, d]`, without graphs.
-fn gather(machine: &Machine<'_>, batch: &StepBatch, embedded: &[Vec<[Tensor; 2]>]) -> Result<(Tensor, Tensor)> {
+fn gather(machine: &Machine<'_>, lane_rows: &[usize], embedded: &[Vec<[Tensor; 2]>]) -> Result<(Tensor, Tensor)> {
     let width = machine.model.config().info().hidden_size as i64;
     let side = |side: usize| {
         let parts: Vec<_> = embedded.iter().flatten().map(|pair| pair[side].detach().to_kind(Kind::Float)).collect();
@@ -186,21 +211,21 @@ fn gather(machine: &Machine<'_>, batch: &StepBatch, embedded: &[Vec<[Tensor; 2]>
         }
     };
     let own = Tensor::cat(&[side(0), side(1)], 1); // [k, 2 d]
-    let counts = rank_rows(machine.group, batch);
+    let counts = rank_rows(machine.group, lane_rows);
     let all = agree::gather_rows(machine.group, &own, &counts)?;
     Ok((all.narrow(1, 0, width).contiguous(), all.narrow(1, width, width).contiguous()))
 }
 
 /// Rows of every rank.
-fn rank_rows(group: &dyn Collective, batch: &StepBatch) -> Vec<usize> {
-    let lanes_total = batch.lane_rows.len() as u32;
-    let rows = |rank| lanes::of_rank(lanes_total, rank, group.world()).map(|lane| batch.lane_rows[lane as usize]).sum();
+fn rank_rows(group: &dyn Collective, lane_rows: &[usize]) -> Vec<usize> {
+    let lanes_total = lane_rows.len() as u32;
+    let rows = |rank| lanes::of_rank(lanes_total, rank, group.world()).map(|lane| lane_rows[lane as usize]).sum();
     (0..group.world()).map(rows).collect()
 }
 
 /// Number of this rank's first row in the gathered order.
-fn own_start(group: &dyn Collective, batch: &StepBatch) -> i64 {
-    rank_rows(group, batch).iter().take(group.rank()).sum::<usize>() as i64
+fn own_start(group: &dyn Collective, lane_rows: &[usize]) -> i64 {
+    rank_rows(group, lane_rows).iter().take(group.rank()).sum::<usize>() as i64
 }
 
 /// Names the samples of a unit whose gradient is not finite though its losses were.
@@ -211,7 +236,7 @@ fn note_broken(grads: &Tensor, unit: &Unit, broken: &mut Vec<u64>) {
 }
 
 /// The sum of the gradients `[n]` and of the losses over all ranks.
-fn reduce(group: &dyn Collective, task: &Task, batch: &StepBatch, computed: &[Computed]) -> Result<(Tensor, f64)> {
+fn reduce(group: &dyn Collective, task: &Task, lanes: usize, computed: &[Computed]) -> Result<(Tensor, f64)> {
     let n = task.layout.numel();
     match task.setup.determinism {
         Determinism::Fast => {
@@ -224,14 +249,13 @@ fn reduce(group: &dyn Collective, task: &Task, batch: &StepBatch, computed: &[Co
             Ok((grads, sum))
         }
         Determinism::Strict => {
-            let total = batch.lane_rows.len();
             let grads: Vec<_> = computed.iter().map(|unit| (unit.number, unit.grads.shallow_clone())).collect();
-            let grads = strict_sum(group, &grads, total, &[n], Kind::Float)?;
+            let grads = strict_sum(group, &grads, lanes, &[n], Kind::Float)?;
             let sums: Vec<_> = computed
                 .iter()
                 .map(|unit| (unit.number, Tensor::from_slice(&[unit.sum]).to_device(group.device())))
                 .collect();
-            let sum = strict_sum(group, &sums, total, &[1], Kind::Double)?;
+            let sum = strict_sum(group, &sums, lanes, &[1], Kind::Double)?;
             Ok((grads, sum.double_value(&[0])))
         }
     }

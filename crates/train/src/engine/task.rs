@@ -1,15 +1,18 @@
 //! One task inside the engine: its adapter, optimiser, place in its schedule, and the step under way.
 
 use pleach_base::{Result, TaskName, code};
-use pleach_methods::Adapter;
+use pleach_methods::{Adapter, Keep, PlannedTensor};
+use pleach_nn::Backbone;
 use pleach_spec::job::{Determinism, NonFinite, OptimizerSpec, ScheduleSpec};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use tch::Tensor;
 
+use super::batch::Ground;
 use super::objective::Objective;
 use crate::flat::FlatLayout;
 use crate::gate::Gatekeeper;
-use crate::optim::{self, Optimizer};
+use crate::optim::{self, Optimizer, Span};
 use crate::schedule;
 
 /// What a task is made of.
@@ -36,6 +39,9 @@ pub struct TaskSetup {
     pub determinism: Determinism,
     /// Most rows that go through the model at once; all of them when absent.
     pub micro_batch: Option<usize>,
+    /// Whether the adapter's method does its own part after each update, as it should; not when this repeats a training
+    /// that left it out.
+    pub own_steps: bool,
 }
 
 /// A reduced gradient that waits for its update.
@@ -55,6 +61,8 @@ pub(super) struct Task {
     pub(super) setup: TaskSetup,
     pub(super) layout: FlatLayout,
     pub(super) optimizer: Box<dyn Optimizer>,
+    /// Learning rates over the flat buffer.
+    pub(super) spans: Vec<Span>,
     pub(super) gate: Gatekeeper,
     /// Steps done, skipped ones included.
     pub(super) step: u64,
@@ -69,7 +77,33 @@ impl Task {
         let flat = params.flatten();
         let optimizer = optim::build(&setup.optimizer, layout.numel(), flat.device());
         let gate = Gatekeeper::new(&layout, &flat);
-        Self { setup, layout, optimizer, gate, step: 0, skipped: 0, pending: None }
+        let (plan, config) = (setup.adapter.plan(), setup.adapter.config());
+        let spans = Span::of(plan.trained().map(|tensor| (tensor.numel() as i64, config.lr_scale(tensor))));
+        Self { setup, layout, optimizer, spans, gate, step: 0, skipped: 0, pending: None }
+    }
+
+    /// What its rows are laid out for.
+    pub(super) fn ground<'a>(&self, model: &'a dyn Backbone) -> Ground<'a> {
+        Ground::new(model, self.setup.adapter.config().virtual_tokens(), self.setup.objective)
+    }
+
+    /// The tensors that its method changes by itself, in the plan's order.
+    pub(super) fn states(&self) -> impl Iterator<Item = (&PlannedTensor, &Tensor)> {
+        let adapter = &self.setup.adapter;
+        let states = adapter.plan().tensors.iter().filter(|tensor| tensor.keep == Keep::State);
+        states.filter_map(|tensor| Some((tensor, adapter.kept().get(&tensor.name)?)))
+    }
+
+    /// Puts a reduced gradient `[n]` back onto the leaves, for the method to see.
+    pub(super) fn lend_grads(&self, grads: &Tensor) {
+        let params = self.setup.adapter.params();
+        for ((_, leaf), (_, grad)) in params.iter().zip(self.layout.pieces(grads)) {
+            if !leaf.grad().defined() {
+                // The binding cannot set a gradient, only have one made.
+                (leaf * 0.0).sum(tch::Kind::Float).backward();
+            }
+            tch::no_grad(|| leaf.grad().copy_(&grad));
+        }
     }
 
     /// The rate of the next update.
@@ -90,9 +124,14 @@ impl Task {
         flat
     }
 
-    /// sha256 of the parameters.
+    /// sha256 of the parameters, and of what the method changes by itself.
     pub(super) fn digest(&self) -> Result<[u8; 32]> {
-        let text = self.setup.adapter.params().digest();
+        let mut text = self.setup.adapter.params().digest();
+        if self.states().next().is_some() {
+            let mut hash = Sha256::new_with_prefix(text);
+            self.states().for_each(|(_, tensor)| hash.update(crate::flat::bytes_of(tensor)));
+            text = hex::encode(hash.finalize());
+        }
         let mut digest = [0; 32];
         hex::decode_to_slice(&text, &mut digest)
             .map_err(|error| code::INTERNAL.error("the parameters' digest is not a sha256").caused_by(error))?;

@@ -2,6 +2,7 @@
 
 use pleach_base::{Error, Result, code};
 use pleach_comm::Collective;
+use pleach_methods::StepInfo;
 use pleach_spec::job::NonFinite;
 
 use super::task::{Pending, Task};
@@ -67,8 +68,13 @@ fn apply(task: &mut Task, pending: &mut Pending, learning_rate: f64) -> Result<f
     task.gate.note(&task.layout, &pending.grads, learning_rate);
     let params = task.setup.adapter.params();
     let mut flat = params.flatten();
-    task.optimizer.step(&mut flat, &pending.grads, learning_rate);
+    task.optimizer.step(&mut flat, &pending.grads, learning_rate, &task.spans);
     params.unflatten(&flat)?;
+    if task.setup.own_steps {
+        task.lend_grads(&pending.grads);
+        task.setup.adapter.after_step(StepInfo { step: task.step + 1, total: task.setup.total_steps })?;
+        params.zero_grads();
+    }
     Ok(norm)
 }
 

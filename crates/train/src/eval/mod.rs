@@ -18,7 +18,7 @@ use pleach_nn::{Backbone, HookSet};
 pub use metrics::{Metric, wanted};
 pub use set::EvalSet;
 
-use crate::engine::Objective;
+use crate::engine::Ground;
 use crate::observer::Observer;
 
 /// Most rows of a batch.
@@ -32,7 +32,7 @@ pub(crate) struct Scorer<'a> {
     pub(crate) group: &'a dyn Collective,
     pub(crate) observer: &'a dyn Observer,
     pub(crate) hooks: &'a dyn HookSet,
-    pub(crate) objective: Objective,
+    pub(crate) ground: Ground<'a>,
 }
 
 /// Metrics over so many rows or queries.

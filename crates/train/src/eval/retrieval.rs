@@ -9,7 +9,7 @@ use super::metrics::Metric;
 use super::set::Retrieval;
 use super::{Scored, Scorer, batches, ranking};
 use crate::agree;
-use crate::engine::{Mode, forward, lay_out, wrong_head};
+use crate::engine::{Mode, forward, lay_out, with_virtual, wrong_head};
 
 pub(super) fn score(scorer: &Scorer<'_>, set: &Retrieval, metrics: &[Metric]) -> Result<Scored> {
     let embeddings = embed(scorer, set)?;
@@ -35,9 +35,10 @@ fn embed(scorer: &Scorer<'_>, set: &Retrieval) -> Result<Tensor> {
         let sequences: Vec<_> = batch.iter().map(|index| &set.texts[*index]).collect();
         let samples: Vec<u64> = batch.iter().map(|index| *index as u64).collect();
         let (input, _) = lay_out(&Ragged::of(sequences), &samples, device);
+        let input = with_virtual(input, scorer.ground.front, scorer.ground.reads);
         match forward(scorer.model, scorer.hooks, &input, Mode::EVAL) {
             Output::Vectors(vectors) => own.push(vectors.to_kind(Kind::Float)),
-            _ => return Err(wrong_head(scorer.objective)),
+            _ => return Err(wrong_head(scorer.ground.objective)),
         }
     }
     let of_rank = |rank: usize| batches.iter().skip(rank).step_by(world).flatten().copied();

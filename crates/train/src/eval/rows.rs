@@ -8,21 +8,23 @@ use pleach_data::{Batch, Content, Example};
 use super::metrics::Metric;
 use super::{Scored, Scorer, batches};
 use crate::agree;
-use crate::engine::{MicroBatch, Mode, forward};
+use crate::engine::{MicroBatch, Mode, forward, wrong_head};
 
 pub(super) fn score(scorer: &Scorer<'_>, examples: &[Example], metrics: &[Metric]) -> Result<Scored> {
+    let objective = scorer.ground.objective;
+    let task = objective.task().ok_or_else(|| wrong_head(objective))?;
     let lengths: Vec<usize> = examples.iter().map(length).collect();
     let (mut loss, mut correct, mut count) = (0.0, 0.0, 0.0);
     for batch in batches(&lengths).iter().skip(scorer.group.rank()).step_by(scorer.group.world()) {
         scorer.observer.progress();
         agree::alive(scorer.group)?;
         let rows: Vec<Example> = batch.iter().map(|index| examples[*index].clone()).collect();
-        let rows = Batch::collate(scorer.objective.task(), &rows)?;
-        let micro = MicroBatch::new(scorer.objective, &rows, scorer.model.device())?;
+        let rows = Batch::collate(task, &rows)?;
+        let micro = MicroBatch::new(&scorer.ground, &rows)?;
         let Some(targets) = &micro.targets else { continue };
         let output = forward(scorer.model, scorer.hooks, &micro.passes[0], Mode::EVAL);
-        loss += scorer.objective.terms(&output, targets)?.iter().map(|t| t.sum.double_value(&[])).sum::<f64>();
-        correct += scorer.objective.correct(&output, targets)?;
+        loss += objective.terms(&output, targets)?.iter().map(|t| t.sum.double_value(&[])).sum::<f64>();
+        correct += objective.correct(&output, targets)?;
         count += micro.count;
     }
     let totals = agree::sums(scorer.group, &[loss, correct, count])?;

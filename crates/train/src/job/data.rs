@@ -5,6 +5,7 @@ use std::sync::Arc;
 use pleach_base::{Result, TaskName, code};
 use pleach_comm::Collective;
 use pleach_data::{Batch, Cursor, Dataset, Encoder, Example, Limits, Loader, OpenOptions, Order, Plan, Side};
+use pleach_methods::Virtual;
 use pleach_nn::BackboneConfig;
 use pleach_spec::job::{DataSpec, DataTask, EvalSpec, TrainSpec};
 
@@ -40,21 +41,25 @@ pub(super) struct Opener<'a> {
     pub(super) cx: &'a JobContext<'a>,
     pub(super) model: &'a dyn BackboneConfig,
     pub(super) folder: &'a std::path::Path,
+    /// What the adapter puts in front of every sequence.
+    pub(super) front: Virtual,
 }
 
 impl Opener<'_> {
     fn limits(&self, task: DataTask) -> Limits {
-        let info = self.model.info();
+        let (info, front) = (self.model.info(), self.front);
         let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Limits {
             vocab_size: small(info.vocab_size),
             num_labels: (task == DataTask::SequenceClassification).then_some(small(info.num_labels)),
-            max_positions: Some(small(info.max_positions)),
+            max_positions: Some(small(info.max_positions.saturating_sub(front.prompt + front.prefix))),
         }
     }
 
     fn encoder(&self, encoders: &mut Encoders, spec: &DataSpec, side: Side) -> Result<Arc<Encoder>> {
-        encoders.get(&format!("{spec:?} {side:?}"), || Encoder::open(spec, self.folder, side, self.limits(spec.task)))
+        encoders.get(&format!("{spec:?} {side:?} {:?}", self.front), || {
+            Encoder::open(spec, self.folder, side, self.limits(spec.task))
+        })
     }
 
     fn open(&self, source: &str, spec: &DataSpec, encoder: &Encoder) -> Result<Dataset> {

@@ -5,12 +5,14 @@ use std::path::Path;
 
 use pleach_base::{Result, ResultExt as _, code};
 use pleach_methods::TaskPlan;
-use pleach_store::MANIFEST;
+use pleach_store::{MANIFEST, TRAINER_STATE};
 use serde_json::Value;
 use tch::Tensor;
 
 use super::checkpoint::BASE_FINGERPRINT;
 use super::resume::check_base;
+use crate::engine::own_parameters;
+use crate::flat::read_tensors;
 
 /// The tensors of the adapter in folder `from`, which must be those of `plan`. A folder that Pleach wrote says for which
 /// base model it is.
@@ -38,6 +40,21 @@ pub(super) fn read(from: &str, plan: &TaskPlan, fingerprint: &str) -> Result<BTr
         return Err(code::METHOD_CONFIG
             .error(format!("{at}: the adapter in {from} is {method}, the task trains {}", plan.method)));
     }
-    adapter.check(&plan.plan).map_err(|error| error.at(&at))?;
-    adapter.values().map_err(|error| error.at(&at))
+    let mut values = adapter.values().map_err(|error| error.at(&at))?;
+    // What is trained may not be what the adapter's file holds: a step folder has it beside.
+    let own = beside(folder).map_err(|error| error.at(&at))?;
+    match own.is_empty() {
+        true => adapter.check(&plan.plan).map_err(|error| error.at(&at))?,
+        false => values.retain(|name, _| plan.plan.named(name).is_some()),
+    }
+    values.extend(own);
+    Ok(values)
+}
+
+/// The parameters that a step folder keeps in its trainer's state.
+fn beside(folder: &Path) -> Result<BTreeMap<String, Tensor>> {
+    match std::fs::read(folder.join(TRAINER_STATE)) {
+        Ok(bytes) => Ok(own_parameters(&read_tensors(&bytes.into()).map_err(|error| error.at(TRAINER_STATE))?)),
+        Err(_) => Ok(BTreeMap::new()),
+    }
 }

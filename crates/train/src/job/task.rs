@@ -53,7 +53,8 @@ impl Ground<'_> {
         let job = &self.cx.job.spec;
         let name = TaskName::from(spec.name.as_str());
         let data_spec = data_of(self.cx, spec)?;
-        let opener = Opener { cx: self.cx, model: self.model.config(), folder: &self.model.folder };
+        let front = plan.config.virtual_tokens();
+        let opener = Opener { cx: self.cx, model: self.model.config(), folder: &self.model.folder, front };
         let data = opener.task(encoders, data_spec, &job.train, &name)?;
         let eval = match &job.eval {
             Some(eval) => {
@@ -108,6 +109,7 @@ impl Ground<'_> {
             non_finite: job.train.non_finite,
             determinism: job.train.determinism,
             micro_batch: job.train.micro_batch.map(|rows| rows as usize),
+            own_steps: true,
         })
     }
 

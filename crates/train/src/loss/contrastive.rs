@@ -27,6 +27,13 @@ pub fn terms(queries: &Tensor, passages: &Tensor, temperature: f64) -> Vec<Term>
     vec![Term { name: TERM, sum: super::cross_entropy_sum(&similarity, &own), coefficient: 1.0 }]
 }
 
+/// The loss of scaled similarities `logits` `[n, n]` of images and texts, row i belonging to column `own[i]`: the mean of
+/// both directions, image to text and text to image, as CLIP has it.
+pub fn both_ways(logits: &Tensor, own: &Tensor) -> Vec<Term> {
+    let sum = super::cross_entropy_sum(logits, own) + super::cross_entropy_sum(&logits.tr(), own);
+    vec![Term { name: TERM, sum: sum * 0.5, coefficient: 1.0 }]
+}
+
 /// Gradients of the mean loss with respect to `queries` and `passages` (`[n, d]`, already gathered), and the sum of
 /// the loss over queries. The inputs' own graphs are not touched.
 pub fn cotangents(queries: &Tensor, passages: &Tensor, temperature: f64) -> (Tensor, Tensor, f64) {

@@ -9,7 +9,7 @@ use pleach_base::Result;
 use pleach_spec::job::OptimizerSpec;
 use tch::{Device, Kind, Tensor};
 
-use super::{Optimizer, restore_moment};
+use super::{Optimizer, Span, cut, restore_moment};
 
 /// Adam with decoupled weight decay on every parameter.
 #[derive(Debug)]
@@ -39,23 +39,28 @@ impl AdamW {
 }
 
 impl Optimizer for AdamW {
-    fn step(&mut self, params: &mut Tensor, grads: &Tensor, lr: f64) {
+    fn step(&mut self, params: &mut Tensor, grads: &Tensor, lr: f64, spans: &[Span]) {
         let [beta1, beta2] = self.betas;
         self.updates += 1;
         let t = self.updates as f64;
+        let correction = (1.0 - beta2.powf(t)).sqrt();
         tch::no_grad(|| {
-            if self.weight_decay != 0.0 {
-                let _ = params.g_mul_scalar_(1.0 - lr * self.weight_decay);
+            for ([mut params, grads, mut first, mut second], scale) in
+                cut(spans, [params, grads, &self.exp_avg, &self.exp_avg_sq])
+            {
+                let lr = lr * scale;
+                if self.weight_decay != 0.0 {
+                    let _ = params.g_mul_scalar_(1.0 - lr * self.weight_decay);
+                }
+                let _ = first.lerp_(&grads, 1.0 - beta1);
+                // `addcmul` computes (value * a) * b; the binding has no `value`: the product is spelt out in that order.
+                let squared = (&grads * (1.0 - beta2)) * &grads;
+                let _ = second.g_mul_scalar_(beta2).g_add_(&squared);
+                let step_size = lr / (1.0 - beta1.powf(t));
+                let denominator = (second.sqrt() / correction).g_add_scalar_(self.eps);
+                // Likewise `addcdiv` computes (value * a) / b.
+                let _ = params.g_add_(&((first * -step_size) / denominator));
             }
-            let _ = self.exp_avg.lerp_(grads, 1.0 - beta1);
-            // `addcmul` computes (value * a) * b; the binding has no `value`, so the product is spelt out in that order.
-            let squared = (grads * (1.0 - beta2)) * grads;
-            let _ = self.exp_avg_sq.g_mul_scalar_(beta2).g_add_(&squared);
-            let step_size = lr / (1.0 - beta1.powf(t));
-            let correction = (1.0 - beta2.powf(t)).sqrt();
-            let denominator = (self.exp_avg_sq.sqrt() / correction).g_add_scalar_(self.eps);
-            // Likewise `addcdiv` computes (value * a) / b.
-            let _ = params.g_add_(&((&self.exp_avg * -step_size) / denominator));
         });
     }
 
@@ -79,6 +84,27 @@ impl Optimizer for AdamW {
 mod tests {
     use super::*;
 
+    fn whole_span(length: i64) -> [Span; 1] {
+        [Span { length, scale: 1.0 }]
+    }
+
+    /// Two tensors with rates of their own are two optimisers side by side.
+    #[test]
+    fn each_span_has_its_own_rate() {
+        let spec = OptimizerSpec { weight_decay: 0.1, ..OptimizerSpec::default() };
+        let (grads, start) = (Tensor::from_slice(&[0.3f32, -0.7, 0.2]), Tensor::from_slice(&[1.0f32, 2.0, 3.0]));
+        let (mut together, mut first, mut rest) =
+            (AdamW::new(&spec, 3, Device::Cpu), AdamW::new(&spec, 1, Device::Cpu), AdamW::new(&spec, 2, Device::Cpu));
+        let (mut all, mut a, mut b) = (start.copy(), start.narrow(0, 0, 1).copy(), start.narrow(0, 1, 2).copy());
+        for _ in 0..3 {
+            together.step(&mut all, &grads, 0.01, &Span::of([(1, 16.0), (1, 1.0), (1, 1.0)]));
+            first.step(&mut a, &grads.narrow(0, 0, 1), 0.16, &whole_span(1));
+            rest.step(&mut b, &grads.narrow(0, 1, 2), 0.01, &whole_span(2));
+        }
+        assert!(all.equal(&Tensor::cat(&[a, b], 0)));
+        assert_eq!(Span::of([(1, 16.0), (1, 1.0), (1, 1.0)]).len(), 2, "neighbours with one rate are one span");
+    }
+
     /// Three steps on two numbers, computed by hand in double precision from the published algorithm.
     #[test]
     fn three_steps_follow_the_published_algorithm() {
@@ -87,7 +113,7 @@ mod tests {
         let mut params = Tensor::from_slice(&[1.0f32, -2.0]);
         let (mut theta, mut m, mut v) = ([1.0f64, -2.0], [0.0f64; 2], [0.0f64; 2]);
         for (t, grads) in [[0.5f64, -0.25], [0.1, 0.4], [-3.0, 0.0]].iter().enumerate() {
-            optimizer.step(&mut params, &Tensor::from_slice(&grads.map(|g| g as f32)), 0.1);
+            optimizer.step(&mut params, &Tensor::from_slice(&grads.map(|g| g as f32)), 0.1, &whole_span(2));
             for i in 0..2 {
                 theta[i] -= 0.1 * 0.01 * theta[i];
                 m[i] = 0.9 * m[i] + 0.1 * grads[i];
@@ -109,13 +135,13 @@ mod tests {
         let spec = OptimizerSpec { weight_decay: 0.01, ..OptimizerSpec::default() };
         let grads = Tensor::from_slice(&[0.3f32, -0.7, 1e-4]);
         let (mut whole, mut params) = (AdamW::new(&spec, 3, Device::Cpu), Tensor::from_slice(&[1.0f32, 2.0, 3.0]));
-        whole.step(&mut params, &grads, 0.01);
+        whole.step(&mut params, &grads, 0.01, &whole_span(3));
         let mut resumed = AdamW::new(&spec, 3, Device::Cpu);
         let stored = whole.moments().into_iter().map(|(name, moment)| (name.to_owned(), moment.copy())).collect();
         resumed.restore(whole.updates(), &stored).unwrap();
         let mut copy = params.copy();
-        whole.step(&mut params, &grads, 0.01);
-        resumed.step(&mut copy, &grads, 0.01);
+        whole.step(&mut params, &grads, 0.01, &whole_span(3));
+        resumed.step(&mut copy, &grads, 0.01, &whole_span(3));
         assert!(params.equal(&copy));
     }
 

@@ -15,10 +15,47 @@ use tch::Tensor;
 pub use adamw::AdamW;
 pub use sgd::Sgd;
 
+/// Consecutive parameters with one learning rate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Span {
+    /// How many.
+    pub length: i64,
+    /// Multiple of the task's rate.
+    pub scale: f64,
+}
+
+impl Span {
+    /// The spans of tensors with these lengths and scales: neighbours of one scale are one.
+    pub fn of(tensors: impl IntoIterator<Item = (i64, f64)>) -> Vec<Self> {
+        let mut spans: Vec<Self> = Vec::new();
+        for (length, scale) in tensors {
+            match spans.last_mut() {
+                Some(last) if last.scale == scale => last.length += length,
+                _ => spans.push(Self { length, scale }),
+            }
+        }
+        spans
+    }
+}
+
+/// The parts of `tensors` (each `[n]`) under each span, with its multiple. Views: an update in place is seen by all.
+fn cut<'a, const N: usize>(
+    spans: &'a [Span],
+    tensors: [&'a Tensor; N],
+) -> impl Iterator<Item = ([Tensor; N], f64)> + 'a {
+    let mut at = 0;
+    spans.iter().map(move |span| {
+        let parts = tensors.map(|tensor| tensor.narrow(0, at, span.length));
+        at += span.length;
+        (parts, span.scale)
+    })
+}
+
 /// An optimiser of one flat parameter buffer.
 pub trait Optimizer: Send {
-    /// Applies `grads` to `params` (both `[n]`, float32, same device) with learning rate `lr`.
-    fn step(&mut self, params: &mut Tensor, grads: &Tensor, lr: f64);
+    /// Applies `grads` to `params` (both `[n]`, float32, same device) with learning rate `lr`, of which each span of
+    /// the buffer takes its multiple. The spans cover the buffer in order.
+    fn step(&mut self, params: &mut Tensor, grads: &Tensor, lr: f64, spans: &[Span]);
 
     /// Updates applied so far; a skipped step does not count.
     fn updates(&self) -> u64;

@@ -7,7 +7,7 @@ use pleach_base::Result;
 use pleach_spec::job::OptimizerSpec;
 use tch::{Device, Kind, Tensor};
 
-use super::{Optimizer, restore_moment};
+use super::{Optimizer, Span, cut, restore_moment};
 
 /// Gradient descent with momentum.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ impl Sgd {
 }
 
 impl Optimizer for Sgd {
-    fn step(&mut self, params: &mut Tensor, grads: &Tensor, lr: f64) {
+    fn step(&mut self, params: &mut Tensor, grads: &Tensor, lr: f64, spans: &[Span]) {
         tch::no_grad(|| {
             let mut direction = grads.shallow_clone();
             if self.weight_decay != 0.0 {
@@ -40,7 +40,9 @@ impl Optimizer for Sgd {
                 let _ = buffer.g_mul_scalar_(self.momentum).g_add_(&direction);
                 direction = buffer.shallow_clone();
             }
-            let _ = params.g_add_(&(direction * -lr));
+            for ([mut params, direction], scale) in cut(spans, [params, &direction]) {
+                let _ = params.g_add_(&(direction * -(lr * scale)));
+            }
         });
         self.updates += 1;
     }
@@ -76,7 +78,7 @@ mod tests {
         let (mut theta, mut buffer) = (2.0f64, None::<f64>);
         for grad in [1.0f64, -0.5, 0.25] {
             let original = Tensor::from_slice(&[grad as f32]);
-            optimizer.step(&mut params, &original, 0.1);
+            optimizer.step(&mut params, &original, 0.1, &[Span { length: 1, scale: 1.0 }]);
             assert_eq!(original.double_value(&[0]), grad, "the gradient is not changed");
             let direction = grad + 0.1 * theta;
             let next = buffer.map_or(direction, |b| 0.9 * b + direction);

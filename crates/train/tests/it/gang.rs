@@ -66,13 +66,20 @@ fn retrieval_sees_the_whole_global_batch(#[case] micro_batch: Option<u32>) {
 }
 
 #[rstest]
-#[case::language(false)]
-#[case::retrieval(true)]
-fn strict_gives_the_same_bits_for_any_number_of_processes(#[case] retrieval: bool) {
+#[case::language(false, None)]
+#[case::retrieval(true, None)]
+#[case::a_term_and_a_step_of_the_method(false, Some(json!(
+    {"method": "adalora", "init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 2, "orth_reg_weight": 0.5}
+)))]
+#[case::virtual_tokens(true, Some(json!({"method": "prompt", "num_virtual_tokens": 3})))]
+fn strict_gives_the_same_bits_for_any_number_of_processes(#[case] retrieval: bool, #[case] adapter: Option<Value>) {
     let folder = tempfile::tempdir().unwrap();
     let mut job = if retrieval { bert_job(folder.path(), 20) } else { llama_job(folder.path(), 20) };
     job["spec"]["train"]["determinism"] = json!("strict");
-    job["spec"]["tasks"][0]["adapter"]["lora_dropout"] = json!(0.1);
+    match adapter {
+        Some(adapter) => job["spec"]["tasks"][0]["adapter"] = adapter,
+        None => job["spec"]["tasks"][0]["adapter"]["lora_dropout"] = json!(0.1),
+    }
     let one = alone(&job, folder.path());
     assert_eq!(one.end, "Finished", "{}", one.message);
     for world in 2..=4 {

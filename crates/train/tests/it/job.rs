@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pleach_base::code;
 use pleach_train::{Observer, Outcome, StopSignal};
+use rstest::rstest;
 use serde_json::{Value, json};
 
 use crate::fixture::{Heard, llama_job, lm_row, parity, parse, run, run_alone, stored};
@@ -63,11 +64,22 @@ fn evaluation_is_at_the_start_every_n_and_at_the_end_and_counts_each_row_once() 
     assert!(evals[0].metrics["loss"] > 5.0 && evals[0].metrics["loss"] < 6.5, "{:?}", evals[0].metrics);
 }
 
-#[test]
-fn an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one() {
+/// Methods whose state is more than the tensors of the adapter's file, and one whose is not.
+#[rstest]
+#[case::lora(json!({"method": "lora", "r": 4, "target_modules": "all-linear", "lora_dropout": 0.1}))]
+#[case::frozen_tensors_in_the_file(json!({"method": "vera", "r": 4}))]
+#[case::state_of_its_own(json!({"method": "adalora", "init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 2}))]
+#[case::another_form_in_the_file(json!({"method": "p_tuning", "num_virtual_tokens": 3}))]
+fn an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(#[case] adapter: Value) {
     let (whole, cut) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (_, expected) = run_alone(&llama_job(whole.path(), 30));
-    let job = llama_job(cut.path(), 30);
+    let of = |folder: &std::path::Path| {
+        let mut job = llama_job(folder, 30);
+        job["spec"]["tasks"][0]["adapter"] = adapter.clone();
+        job
+    };
+    let (outcome, expected) = run_alone(&of(whole.path()));
+    assert_eq!(outcome.unwrap(), Outcome::Finished);
+    let job = of(cut.path());
     let group = pleach_comm::local(tch::Device::Cpu);
     let mut digests = Vec::new();
     for generation in 1..=4 {
@@ -81,6 +93,55 @@ fn an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one() {
     let file = "adapter_model.safetensors";
     let ended = stored(cut.path())[&format!("00000008-g0004/{file}")].clone();
     assert!(ended == stored(whole.path())[&format!("00000008-g0001/{file}")]);
+}
+
+/// The network of P-tuning is not in the adapter's file, but beside it.
+#[test]
+fn a_job_starts_from_what_another_trained_and_not_from_what_it_published() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = llama_job(folder.path(), 16);
+    job["spec"]["tasks"][0]["adapter"] = json!({"method": "p_tuning", "num_virtual_tokens": 3});
+    let (outcome, first) = run_alone(&job);
+    assert_eq!(outcome.unwrap(), Outcome::Finished);
+    job["metadata"]["name"] = json!("another");
+    job["spec"]["tasks"][0]["init_from"] = json!(folder.path().join("store/default/tiny/a/steps/00000004-g0001"));
+    let (outcome, second) = run_alone(&job);
+    assert_eq!(outcome.unwrap(), Outcome::Finished);
+    let ended = first.evals.lock().unwrap().last().unwrap().metrics.clone();
+    assert_eq!(second.evals.lock().unwrap()[0].metrics, ended);
+}
+
+/// `lora_B` at another rate than `lora_A`: with a rate that is nearly nothing it stays where it was.
+#[test]
+fn a_method_sets_the_rate_of_its_tensors() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = llama_job(folder.path(), 16);
+    job["spec"]["train"]["optimizer"]["weight_decay"] = json!(0.0);
+    job["spec"]["tasks"][0]["adapter"]["loraplus_lr_ratio"] = json!(1e-6);
+    assert_eq!(run_alone(&job).0.unwrap(), Outcome::Finished);
+    let path = folder.path().join("store/default/tiny/a/steps/00000004-g0001/adapter_model.safetensors");
+    for (name, tensor) in tch::Tensor::read_safetensors(path).unwrap() {
+        let largest = tensor.abs().max().double_value(&[]);
+        assert_eq!(name.contains("lora_B"), largest < 1e-6, "{name}: {largest}");
+    }
+}
+
+/// Sequences that fill the model's positions have to be cut to leave room for virtual tokens.
+#[rstest]
+#[case(json!({"method": "prompt", "num_virtual_tokens": 5}))]
+#[case(json!({"method": "prefix", "num_virtual_tokens": 5}))]
+fn virtual_tokens_take_room_from_the_sequence(#[case] adapter: Value) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = llama_job(folder.path(), 16);
+    let ids: Vec<_> = (0..200).map(|at| at % 250).collect();
+    std::fs::write(folder.path().join("train.jsonl"), format!("{}\n", json!({"input_ids": ids})).repeat(16)).unwrap();
+    job["spec"]["data"]["max_length"] = json!(500);
+    job["spec"]["train"]["epochs"] = json!(1);
+    job["spec"]["tasks"][0]["adapter"] = adapter;
+    let (outcome, heard) = run_alone(&job);
+    assert_eq!(outcome.unwrap(), Outcome::Finished);
+    let positions = 128;
+    assert_eq!(heard.steps.lock().unwrap()[0].tokens, 8 * (positions - 5));
 }
 
 #[test]

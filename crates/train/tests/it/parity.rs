@@ -72,6 +72,7 @@ fn reproduces(name: &str, task: DataTask, micro_batch: Option<usize>, determinis
             non_finite: NonFinite::Stop,
             determinism,
             micro_batch,
+            own_steps: true,
         })
         .unwrap();
     let recorded: serde_json::Value =
@@ -129,4 +130,16 @@ fn bert_with_lora_and_a_classifier() {
 #[test]
 fn bert_with_lora_and_a_classifier_row_by_row() {
     reproduces("bert-lora", DataTask::SequenceClassification, Some(1), Determinism::Strict);
+}
+
+/// Every folder under `tests/fixtures/parity` is a case; a new folder is a new case here.
+#[test]
+fn every_recorded_case_is_repeated() {
+    tch::set_num_threads(1);
+    let folders: Vec<_> = std::fs::read_dir(parity("")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let folders: Vec<_> = folders.into_iter().filter(|path| path.is_dir()).collect();
+    assert!(folders.len() >= 3, "{folders:?}");
+    let reports: Vec<_> = folders.iter().map(|folder| pleach_train::parity::run(folder)).collect();
+    let failed: Vec<_> = reports.iter().filter(|report| !report.as_ref().is_ok_and(|report| report.within())).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
 }

@@ -2,6 +2,7 @@
 //! takes arguments and shows results; what is done is in the crates below.
 
 mod out;
+mod parity;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -11,7 +12,10 @@ use pleach_base::{Error, Kind, Result, human};
 
 /// The subcommands, in the order of `--help`.
 #[derive(Debug, Subcommand)]
-pub enum Command {}
+pub enum Command {
+    /// Repeat recorded trainings and compare logits, losses, the first gradient norm and trained tensors
+    Parity(parity::Args),
+}
 
 /// Runs a subcommand: errors are shown, and the exit code is that of the `pleach` command line (1 failed, 2 bad input).
 #[must_use]
@@ -24,7 +28,9 @@ pub fn run(command: Command) -> ExitCode {
 }
 
 fn dispatch(command: Command) -> Result<ExitCode> {
-    match command {}
+    match command {
+        Command::Parity(args) => parity::run(&args),
+    }
 }
 
 /// 2 for bad input, which a file that cannot be read is here, else 1.

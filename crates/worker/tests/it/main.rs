@@ -3,4 +3,5 @@
 #![allow(clippy::unwrap_used)]
 
 mod coordinator;
+mod parity;
 mod worker;
