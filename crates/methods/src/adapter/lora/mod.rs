@@ -231,7 +231,7 @@ impl AdapterConfig for Config {
     }
 
     fn adapter_config(&self, model: &dyn BackboneConfig, plan: &Plan, export: &Export<'_>) -> Map<String, Value> {
-        let modules = match &self.target_parameters {
+        let modules = match parameters::names(self) {
             None => plan.sites.clone(),
             Some(_) if parameters::alone(self) => Vec::new(),
             // The plan has those of both kinds; it was made from the same selection.

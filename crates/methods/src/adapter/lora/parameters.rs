@@ -28,7 +28,12 @@ pub(super) fn alone(config: &Config) -> bool {
         Some(Modules::List(list)) => list.is_empty(),
         Some(Modules::Regex(_)) => false,
     };
-    none && config.target_parameters.is_some()
+    none && names(config).is_some()
+}
+
+/// The names, if there are any: PEFT writes an empty list for families that could have some.
+pub(super) fn names(config: &Config) -> Option<&[String]> {
+    config.target_parameters.as_deref().filter(|names| !names.is_empty())
 }
 
 /// Refuses what PEFT cannot do at single parameters.
@@ -36,14 +41,15 @@ pub(super) fn alone(config: &Config) -> bool {
 /// # Errors
 /// `METHOD_CONFIG`.
 pub(super) fn validate(config: &Config) -> Result<()> {
-    let Some(names) = &config.target_parameters else { return Ok(()) };
+    if names(config).is_none() {
+        return Ok(());
+    }
     let with = [
         ("lora_dropout", config.lora_dropout > 0.0),
         ("use_dora", config.use_dora),
         ("lora_bias", config.lora_bias),
     ];
     match with.iter().find(|(_, given)| *given) {
-        _ if names.is_empty() => Err(refuse(FIELD, "names no parameter")),
         Some((other, _)) => Err(refuse(FIELD, &format!("cannot be given together with `{other}`"))),
         None => Ok(()),
     }
@@ -54,7 +60,7 @@ pub(super) fn validate(config: &Config) -> Result<()> {
 /// # Errors
 /// `TARGET_NOTHING` for a name that matches none; `METHOD_CONFIG` for a parameter that is a target already.
 pub(super) fn choose(config: &Config, model: &dyn BackboneConfig, modules: &[SiteId]) -> Result<Vec<Chosen>> {
-    let Some(names) = &config.target_parameters else { return Ok(Vec::new()) };
+    let Some(names) = names(config) else { return Ok(Vec::new()) };
     let sites = model.sites();
     let matches = |path: &str, name: &str| {
         path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
