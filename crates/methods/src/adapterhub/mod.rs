@@ -34,6 +34,7 @@ pub const WEIGHTS: &str = "adapter.safetensors";
 /// Name of the tensors of a trained head.
 pub const HEAD: &str = "model_head.safetensors";
 
+#[cfg(feature = "torch")]
 const HEAD_CONFIG: &str = "head_config.json";
 
 /// Whether a folder looks like one of AdapterHub's: its `adapter_config.json` has a `config` and a `model_type`.

@@ -1,7 +1,7 @@
 //! Which tensors a bottleneck adapter has on a model.
 
 use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Part, Role, Site, SiteId};
+use pleach_nn::{BackboneConfig, Init, Part, Role, Site};
 
 use super::coupling;
 use super::options::{Bn, InitWeights, Scaling, TrainedScaling};
@@ -149,7 +149,8 @@ fn first_values(init: InitWeights, end: End, input: usize) -> Init {
 }
 
 /// The site at which tensors that all adapters share are planned.
-pub(super) fn shared_site(plan: &Plan) -> Option<SiteId> {
+#[cfg(feature = "torch")]
+pub(super) fn shared_site(plan: &Plan) -> Option<pleach_nn::SiteId> {
     let shared = |tensor: &&PlannedTensor| phm::SHARED_RULE.contains(&tensor.part) || tensor.part.starts_with("W_");
     plan.tensors.iter().find(shared).map(|tensor| tensor.site)
 }
