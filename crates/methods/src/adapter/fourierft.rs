@@ -75,6 +75,8 @@ static CARD: Card = Card {
 impl Options for Config {
     const CARD: &'static Card = &CARD;
 
+    const EXAMPLE: &'static str = r#"{"n_frequency": 100}"#;
+
     fn validate(&self) -> Result<()> {
         Bias::named(&self.bias, "fourier_only")?;
         positive("n_frequency", self.n_frequency)?;

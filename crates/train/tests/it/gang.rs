@@ -10,7 +10,7 @@ use crate::fixture::{Heard, bert_job, llama_job, lm_row, parity, parse, run, run
 use crate::processes::{Gang, Report, gang};
 
 /// The job in one process, in a folder of its own.
-fn alone(job: &Value, folder: &std::path::Path) -> Report {
+pub(crate) fn alone(job: &Value, folder: &std::path::Path) -> Report {
     let mut job = job.clone();
     job["spec"]["checkpoint"]["store"] = json!(folder.join("alone"));
     let (outcome, heard) = run_alone(&job);
@@ -18,7 +18,7 @@ fn alone(job: &Value, folder: &std::path::Path) -> Report {
 }
 
 #[track_caller]
-fn near(a: &[f64], b: &[f64], tolerance: f64) {
+pub(crate) fn near(a: &[f64], b: &[f64], tolerance: f64) {
     assert_eq!(a.len(), b.len());
     for (step, (a, b)) in a.iter().zip(b).enumerate() {
         assert!((a - b).abs() < tolerance, "step {}: {a} and {b}", step + 1);

@@ -9,3 +9,4 @@ mod job;
 mod parity;
 mod processes;
 mod remote;
+mod zoo;
