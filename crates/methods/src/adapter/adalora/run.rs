@@ -55,7 +55,7 @@ pub(super) fn regulariser(config: &Config, parts: &Parts<'_>) -> Option<Tensor> 
         let factor = parts.part(*id, part).ok()?;
         let rows = if part == "lora_A" { factor.shallow_clone() } else { factor.tr() }; // [r, ..]
         let eye = Tensor::eye(rows.size()[0], (Kind::Float, rows.device()));
-        Some((rows.matmul(&rows.tr()) - eye).linalg_vector_norm(2.0, [0i64, 1].as_slice(), false, Kind::Float))
+        Some((rows.matmul(&rows.tr()) - eye).norm())
     };
     let each: Vec<_> =
         parts.plan.sites.iter().flat_map(|id| [distance(id, "lora_A"), distance(id, "lora_B")]).flatten().collect();
