@@ -4,8 +4,23 @@ use crate::rng::{CounterRng, Key};
 
 /// What breaks length fields, offsets and numbers in JSON.
 const TOKENS: &[&str] = &[
-    "-1", "0", "1e400", "18446744073709551615", "9223372036854775808", "null", "true", "[]", "{}", "\"\"", "[[", "{\"a\":",
-    "NaN", "\u{0}", "\\u0000", "..", "__metadata__",
+    "-1",
+    "0",
+    "1e400",
+    "18446744073709551615",
+    "9223372036854775808",
+    "null",
+    "true",
+    "[]",
+    "{}",
+    "\"\"",
+    "[[",
+    "{\"a\":",
+    "NaN",
+    "\u{0}",
+    "\\u0000",
+    "..",
+    "__metadata__",
 ];
 
 /// Damaged copies of `seeds`, one after the other: bits turned, bytes set, pieces cut out, doubled or moved to another

@@ -6,10 +6,22 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+/// Commands that this program does not list itself are handed over: see `handover`.
+const AFTER: &str = "\
+Commands of pleach-worker (they need tensors):
+  parity   Compare with recorded numbers of other implementations
+  merge    Fold an adapter into its base model
+  unmerge  Take an adapter out of a merged model again
+  export   Write an adapter in a form that others open
+  import   Check an adapter of others against a model, and write it for `init_from`
+  diff     Compare two adapters or models, tensor by tensor
+
+Exit codes: 0 done, 1 failed, 2 bad input, 3 coordinator not reachable.";
+
 /// Distributed training of adapters on a frozen transformer.
 #[derive(Debug, Parser)]
 #[command(name = "pleach", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 bad input, 3 coordinator not reachable.")]
+#[command(after_help = AFTER)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -223,6 +235,9 @@ pub(crate) struct Pull {
     /// The step; the newest publishable one when absent
     #[arg(long)]
     pub(crate) step: Option<u64>,
+    /// Also fetch a step that did not pass its gate
+    #[arg(long)]
+    pub(crate) unpublishable: bool,
     /// Read this store instead of asking a coordinator where the job's is
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,

@@ -5,13 +5,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pleach_base::{Result, ResultExt, code, suggest};
-use pleach_nn::{SiteId, TensorFile};
+use pleach_nn::{HeadKind, HeadOptions, SiteId, TensorFile};
 use serde_json::{Map, Value};
 
 use crate::adapter::AdapterConfig;
 use crate::card::MethodKind;
 use crate::plan::{Keep, Plan};
 use crate::registry::{Method, find, methods};
+
+/// The file of an adapter's options.
+pub(crate) const CONFIG: &str = "adapter_config.json";
+/// The file of an adapter's tensors.
+pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// An adapter folder, opened.
 #[derive(Debug)]
@@ -20,7 +25,8 @@ pub struct Imported {
     pub config: Arc<dyn AdapterConfig>,
     /// `base_model_name_or_path`, when it says one.
     pub base: Option<String>,
-    said: Map<String, Value>,
+    /// `adapter_config.json` as it is.
+    pub map: Map<String, Value>,
     file: TensorFile,
 }
 
@@ -30,21 +36,33 @@ pub struct Imported {
 /// `ADAPTER_FORMAT` naming the file or field, also for a `peft_type` that this build does not have; `SAFETENSORS` for a
 /// damaged file; `UNKNOWN_KEY` or `METHOD_CONFIG` for options that the method refuses.
 pub fn import(dir: &Path) -> Result<Imported> {
-    let path = dir.join("adapter_config.json");
-    let text = std::fs::read_to_string(&path)
-        .or_code(code::ADAPTER_FORMAT, || format!("{}: cannot be read", path.display()))?;
-    let map: Map<String, Value> = serde_json::from_str(&text)
-        .or_code(code::ADAPTER_FORMAT, || format!("{}: not a JSON object", path.display()))?;
+    let path = dir.join(CONFIG);
+    let text = std::fs::read(&path).or_code(code::ADAPTER_FORMAT, || format!("{}: cannot be read", path.display()))?;
+    let map = object(&text).map_err(|error| error.at(dir.display()))?;
     let base = map.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned);
     let mut config = method_of(&map).and_then(|method| method.import(&map)).map_err(|error| error.at(dir.display()))?;
-    let weights = dir.join("adapter_model.safetensors");
+    let weights = dir.join(WEIGHTS);
     if !weights.is_file() {
         return Err(code::ADAPTER_FORMAT.error(format!("{}: no such file", weights.display())));
     }
     let file = TensorFile::open(&weights)?;
     let entries = file.names().filter_map(|name| file.get(name));
     config.see_file(&entries.map(|entry| (entry.name.to_owned(), entry.shape.to_vec())).collect());
-    Ok(Imported { config: config.into(), base, said: map, file })
+    Ok(Imported { config: config.into(), base, map, file })
+}
+
+fn object(text: &[u8]) -> Result<Map<String, Value>> {
+    serde_json::from_slice(text).or_code(code::ADAPTER_FORMAT, || format!("{CONFIG}: not a JSON object"))
+}
+
+/// What a fuzzer calls: reads `data` as an `adapter_config.json`. Whatever the bytes, it is refused with a code or gives
+/// the options of a method.
+///
+/// # Errors
+/// As [`import`].
+pub fn fuzz_adapter_config(data: &[u8]) -> Result<Arc<dyn AdapterConfig>> {
+    let map = object(data)?;
+    Ok(method_of(&map)?.import(&map)?.into())
 }
 
 fn method_of(map: &Map<String, Value>) -> Result<&'static dyn Method> {
@@ -68,7 +86,7 @@ impl Imported {
     /// # Errors
     /// As [`import`].
     pub fn made_new(&self) -> Result<Arc<dyn AdapterConfig>> {
-        Ok(method_of(&self.said)?.made_new(&self.said)?.into())
+        Ok(method_of(&self.map)?.made_new(&self.map)?.into())
     }
 
     /// Compares the tensors of the file with a plan, by name and shape.
@@ -84,13 +102,47 @@ impl Imported {
     /// The tensors of the file, by name, on the CPU.
     ///
     /// # Errors
-    /// `SAFETENSORS` for elements of a kind that is not read.
+    /// `SAFETENSORS` for elements of a kind that is not read; `ADAPTER_FORMAT` naming a tensor with a value that is not
+    /// finite.
     #[cfg(feature = "torch")]
     pub fn values(&self) -> Result<BTreeMap<String, tch::Tensor>> {
-        let entries = self.file.names().filter_map(|name| self.file.get(name));
-        entries.map(|entry| Ok((entry.name.to_owned(), pleach_nn::tensor_from_entry(&entry)?))).collect()
+        let mut values = BTreeMap::new();
+        for entry in self.file.names().filter_map(|name| self.file.get(name)) {
+            let at = |error: pleach_base::Error| error.at(self.file.path().display());
+            let value = pleach_nn::tensor_from_entry(&entry).map_err(at)?;
+            if value.isfinite().all().int64_value(&[]) == 0 {
+                let message = format!("tensor `{}`: holds a value that is not finite", entry.name);
+                return Err(at(code::ADAPTER_FORMAT.error(message)));
+            }
+            values.insert(entry.name.to_owned(), value);
+        }
+        Ok(values)
+    }
+
+    /// The head that the adapter was made for: by `task_type`, with as many classes as a classifier of its file has.
+    /// What it does not say is the model's.
+    ///
+    /// # Errors
+    /// `ADAPTER_FORMAT` for a `task_type` that this build does not have.
+    pub fn head_options(&self) -> Result<HeadOptions> {
+        let kind = match self.map.get("task_type").and_then(Value::as_str) {
+            None => None,
+            Some(name) => Some(HeadKind::of_task_type(name).ok_or_else(|| {
+                code::ADAPTER_FORMAT
+                    .error(format!("{CONFIG}: task_type `{name}` is not one that this build has"))
+                    .at(self.file.path().parent().unwrap_or(Path::new("")).display())
+            })?),
+        };
+        let classifies = matches!(kind, Some(HeadKind::SequenceClassification | HeadKind::TokenClassification));
+        let rows = |name: &str| self.file.get(name).and_then(|entry| entry.shape.first().copied());
+        let head = |name: &&str| HEADS.iter().any(|head| name.ends_with(head));
+        let num_labels = if classifies { self.file.names().find(head).and_then(rows) } else { None };
+        Ok(HeadOptions { kind, num_labels, ..HeadOptions::default() })
     }
 }
+
+/// How the last layers of classifiers are called, when they are saved whole.
+const HEADS: &[&str] = &[".classifier.weight", ".score.weight", ".classifier.out_proj.weight"];
 
 /// The site whose frozen weight (or bias) a tensor is a copy of: PEFT stores one beside the adapter when the token table
 /// or the output head is a target, and with `bias: all` those of modules that are saved whole.

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use pleach_base::{Result, code, human};
+use pleach_base::{Result, code, human, suggest};
 use pleach_nn::{BackboneConfig, HeadKind, HeadOptions, Pooling, Precision, SiteId, Sites};
 use pleach_spec::job::{self, DataTask, Job, Section, TaskSpec};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::adapter::AdapterConfig;
 use crate::card::MethodKind;
@@ -166,8 +167,14 @@ pub fn plan_job(job: &Job, model: &dyn BackboneConfig) -> Result<JobPlan> {
 
 fn plan_task(index: usize, task: &TaskSpec, model: &dyn BackboneConfig) -> Result<TaskPlan> {
     let config = parse_adapter(index, task)?;
-    let plan = config.plan(model).map_err(|error| under(&error, &section(index)))?;
+    let here = |error| under(&error, &section(index));
+    let plan = config.plan(model).map_err(here)?;
+    every_target_matches(&task.adapter.options, model.sites()).map_err(here)?;
     let trainable = plan.params();
+    if trainable == 0 {
+        let message = format!("{}: nothing of the model would be trained", section(index));
+        return Err(code::TARGET_NOTHING.error(message).hint("see what `pleach plan` lists"));
+    }
     Ok(TaskPlan {
         task: task.name.clone(),
         method: config.card().name,
@@ -178,6 +185,23 @@ fn plan_task(index: usize, task: &TaskSpec, model: &dyn BackboneConfig) -> Resul
         config: config.into(),
         plan: Arc::new(plan),
     })
+}
+
+/// PEFT takes a list of targets when any of them is there; a name that matches nothing is a slip of the pen all the same,
+/// and the job would train less than it says. Adapters that are read from files may list such names.
+fn every_target_matches(options: &Map<String, Value>, sites: &Sites) -> Result<()> {
+    let names = options.get("target_modules").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    for name in names {
+        let below = format!(".{name}");
+        if !sites.iter().any(|site| site.path == name || site.path.ends_with(&below)) {
+            let last = sites.iter().map(|site| site.path.rsplit('.').next().unwrap_or_default());
+            let near = suggest::nearest_few(name, last.collect::<Vec<_>>(), 1).join("");
+            return Err(code::TARGET_NOTHING
+                .error(format!("target_modules: `{name}` matches no site of the model, though others do"))
+                .hint(if near.is_empty() { format!("remove `{name}`") } else { format!("did you mean `{near}`?") }));
+        }
+    }
+    Ok(())
 }
 
 fn rows(plan: &Plan, sites: &Sites) -> Vec<SiteRow> {

@@ -8,6 +8,7 @@ pub mod adapter;
 pub mod adapterhub;
 mod card;
 mod explain;
+pub mod files;
 mod import;
 mod job;
 #[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "tensors are drawn with it"))]
@@ -20,7 +21,7 @@ mod registry;
 pub use adapter::{AdapterConfig, Export, Options, StepInfo, Virtual};
 pub use card::{Card, Invalid, MethodKind, Status, Sync};
 pub use explain::{Field, explain, fields};
-pub use import::{Imported, import};
+pub use import::{Imported, fuzz_adapter_config, import};
 pub use job::{JobPlan, SiteRow, TaskPlan, head_options, parse_adapter, plan_job, precision};
 pub use options::Later;
 pub use pairs::{Pair, pairs};

@@ -48,6 +48,14 @@ impl HeadKind {
         })
     }
 
+    /// The head of a `task_type` of PEFT's.
+    #[must_use]
+    pub fn of_task_type(name: &str) -> Option<Self> {
+        let all =
+            [Self::CausalLm, Self::SequenceClassification, Self::Embedding, Self::Seq2SeqLm, Self::TokenClassification];
+        all.into_iter().find(|kind| kind.task_type() == Some(name))
+    }
+
     /// For people.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -238,13 +246,26 @@ pub trait BackboneConfig: fmt::Debug + Send + Sync {
 /// Where the values of a tensor are.
 #[cfg_attr(not(feature = "torch"), allow(dead_code))] // Without tensors it is only asked whether there are any.
 #[derive(Debug)]
-pub(crate) enum Found<'d> {
+pub enum Found<'d> {
     /// In one entry.
     Whole(Entry<'d>),
-    /// In the entries of each expert.
+    /// In the entries of each expert, which are parts of its rows, in order.
     Pieces(Vec<Vec<Entry<'d>>>),
     /// Nowhere: it is made anew.
     Nowhere,
+}
+
+/// Where a folder has the values of one of a model's tensors, under whatever names its files give them.
+///
+/// # Errors
+/// `MODEL_MISMATCH` as [`BackboneConfig::check`], also for a tensor that the model does not have.
+pub fn in_folder<'d>(model: &dyn BackboneConfig, name: &str, dir: &'d ModelDir) -> Result<Found<'d>> {
+    match model.tensors().iter().find(|tensor| tensor.name == name) {
+        Some(tensor) => find(model.info(), tensor, dir),
+        None => {
+            Err(code::MODEL_MISMATCH.error(format!("tensor `{name}`: {} has none of this name", model.info().class)))
+        }
+    }
 }
 
 /// A tensor's values in the folder, in one piece or in several.

@@ -16,15 +16,19 @@ mod run;
 mod site;
 mod target;
 
-pub use backbone::{BackboneConfig, HeadKind, HeadOptions, Init, ModelInfo, Pieces, Pooling, Precision, TensorInfo};
+pub use backbone::{
+    BackboneConfig, Found, HeadKind, HeadOptions, Init, ModelInfo, Pieces, Pooling, Precision, TensorInfo, in_folder,
+};
 pub use families::{Family, configure, families, open, write_drawn, write_tiny};
 pub use model::{Entry, ModelDir, TensorFile};
 pub use reads::{Reads, ShiftIds, Source};
+pub use safetensors::Dtype;
 pub use site::{Dims, Heads, Part, Role, Site, SiteId, SiteWeight, Sites, WeightLayout};
 pub use target::{Indices, Modules, Patterns, Target};
 
 #[cfg(feature = "torch")]
 pub use run::{
-    Backbone, BaseOp, Form, Forward, Group, HookSet, Inputs, Layout, NoHooks, OpWeights, Output, Pair, ParamTree,
-    Replaced, SiteCx, SiteHook, State, TensorBytes, Weights, draw, tensor_from_entry, to_le_bytes,
+    Backbone, BaseOp, Form, Forward, Group, HookSet, Inputs, Layout, NoHooks, OpWeights, OutTensor, Output, Pair,
+    ParamTree, Replaced, SiteCx, SiteHook, State, TensorBytes, Weights, draw, kind_of, tensor_from_entry, to_le_bytes,
+    write_tensors,
 };

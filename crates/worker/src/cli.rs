@@ -16,7 +16,7 @@ pub struct Cli {
 }
 
 /// What a worker is told.
-#[derive(Clone, Debug, ClapArgs)]
+#[derive(Clone, Debug, Parser)]
 pub struct Args {
     /// Address of the coordinator.
     #[arg(long, env = "PLEACH_ADDRESS", default_value = "http://127.0.0.1:7700")]

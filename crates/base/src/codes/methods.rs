@@ -11,4 +11,6 @@ codes! {
     ADAPTER_FORMAT = "PL0404", Corrupt;
     /// The adapter belongs to another base model.
     ADAPTER_BASE = "PL0405", Precondition;
+    /// A step did not pass its gate.
+    ADAPTER_GATE = "PL0406", Precondition;
 }

@@ -1,6 +1,6 @@
 //! `pleach pull`: straight from the store, every byte checked against the manifest.
 
-use pleach_base::{JobId, Result, Step, TaskName, Tenant, code, human};
+use pleach_base::{Error, JobId, Result, Step, TaskName, Tenant, code, human};
 use pleach_store::{PulledFile, Store, StoreOptions, TaskStore};
 use serde_json::{Value, json};
 
@@ -20,6 +20,10 @@ pub(super) async fn run(global: &Global, args: &Pull) -> Result<()> {
     let (entry, files) = match step {
         Some(step) => {
             let entry = store.find(Step(step)).await?;
+            if !entry.publishable && !args.unpublishable {
+                let findings = store.manifest(&entry).await?.gate.findings;
+                return Err(not_passed(step, &findings));
+            }
             let files = store.pull(&entry, &args.to).await?;
             (entry, files)
         }
@@ -36,6 +40,13 @@ pub(super) async fn run(global: &Global, args: &Pull) -> Result<()> {
     out::emit(args.output.output, &value, || table(&files))?;
     out::note(format!("step {step} of {job}/{task} is in {}, verified", args.to.display()));
     Ok(())
+}
+
+fn not_passed(step: u64, findings: &[String]) -> Error {
+    let why = if findings.is_empty() { "no reason is recorded".to_owned() } else { findings.join("; ") };
+    code::ADAPTER_GATE
+        .error(format!("step {step} did not pass its gate: {why}"))
+        .hint("leave out `--step` for the newest that did, or add `--unpublishable`")
 }
 
 /// Where the coordinator says that the step is. Without a step the newest is decided by the store itself.

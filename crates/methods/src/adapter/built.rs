@@ -238,10 +238,20 @@ impl Adapter {
     /// # Errors
     /// `METHOD_CONFIG` when the method cannot be merged at a site.
     pub fn merge(&self, sites: &Sites, base: &dyn Backbone) -> Result<BTreeMap<SiteId, OpWeights>> {
+        self.merge_with(sites, &|id| base.weights(id))
+    }
+
+    /// [`Adapter::merge`] with other weights than the model's own.
+    pub(crate) fn merge_with<'w>(
+        &self,
+        sites: &Sites,
+        weights: &dyn Fn(SiteId) -> Option<&'w OpWeights>,
+    ) -> Result<BTreeMap<SiteId, OpWeights>> {
+        let _no_grad = tch::no_grad_guard();
         let merge = |id: &SiteId| {
             let hook = &self.hooks[id];
             let site = &sites[*id];
-            let merged = base.weights(*id).and_then(|weights| hook.merged(site, weights));
+            let merged = weights(*id).and_then(|weights| hook.merged(site, weights));
             let refused = || {
                 let name = self.config.card().name;
                 code::METHOD_CONFIG.error(format!("{name} cannot be merged into `{}`", site.path))

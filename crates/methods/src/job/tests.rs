@@ -58,6 +58,9 @@ fn errors_name_the_place_in_the_job() {
     assert_eq!(error.code(), code::TARGET_NOTHING);
     assert!(error.message().starts_with("spec.tasks[0].adapter.target_modules: "), "{error}");
     assert!(error.hint_text().unwrap().starts_with("nearest: q_proj"));
+    let error = refuse("{method: lora, target_modules: [q_proj, v_porj]}");
+    assert_eq!((error.code(), error.hint_text()), (code::TARGET_NOTHING, Some("did you mean `v_proj`?")));
+    assert!(error.message().starts_with("spec.tasks[0].adapter.target_modules: `v_porj` "), "{error}");
     let mut job = with_adapter("{method: lora}");
     job.spec.router = Some(Section { method: "mixlora".into(), options: serde_json::Map::new() });
     let error = plan_job(&job, &*model("llama-lora", &job)).unwrap_err();

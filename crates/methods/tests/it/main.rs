@@ -10,6 +10,8 @@ mod dropout;
 mod files;
 mod groups;
 mod lora;
+mod malformed;
+mod merging;
 mod parity;
 mod support;
 mod zoo;

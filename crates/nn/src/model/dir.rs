@@ -102,8 +102,9 @@ impl ModelDir {
         self.files[*self.by_name.get(name)?].get(name)
     }
 
-    /// The files of the weights.
-    pub(crate) fn files(&self) -> &[TensorFile] {
+    /// The files of the weights, in order of names.
+    #[must_use]
+    pub fn files(&self) -> &[TensorFile] {
         &self.files
     }
 

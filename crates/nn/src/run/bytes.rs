@@ -44,7 +44,7 @@ pub fn tensor_from_entry(entry: &Entry<'_>) -> Result<Tensor> {
         .or_code(code::SAFETENSORS, || format!("tensor `{}`: cannot be read", entry.name))
 }
 
-fn dtype_of(kind: Kind) -> Dtype {
+pub(crate) fn dtype_of(kind: Kind) -> Dtype {
     match kind {
         Kind::Uint8 => Dtype::U8,
         Kind::Int8 => Dtype::I8,
@@ -59,7 +59,9 @@ fn dtype_of(kind: Kind) -> Dtype {
     }
 }
 
-fn kind_of(dtype: Dtype) -> Option<Kind> {
+/// The kind of a file's elements; `None` for those that are not read.
+#[must_use]
+pub fn kind_of(dtype: Dtype) -> Option<Kind> {
     Some(match dtype {
         Dtype::BOOL => Kind::Bool,
         Dtype::U8 => Kind::Uint8,

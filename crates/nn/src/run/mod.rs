@@ -6,14 +6,16 @@ mod draw;
 mod forward;
 mod hooks;
 mod layout;
+mod out;
 mod params;
 mod weights;
 
 pub use backbone::{Backbone, Inputs, Output, Pair, State};
-pub use bytes::{TensorBytes, tensor_from_entry, to_le_bytes};
+pub use bytes::{TensorBytes, kind_of, tensor_from_entry, to_le_bytes};
 pub use draw::draw;
 pub use forward::Forward;
 pub use hooks::{BaseOp, Group, HookSet, NoHooks, OpWeights, Replaced, SiteCx, SiteHook};
 pub use layout::{Form, Layout};
+pub use out::{OutTensor, write_tensors};
 pub use params::ParamTree;
 pub use weights::Weights;

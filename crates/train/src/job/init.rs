@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use pleach_base::{Result, ResultExt as _, code};
+use pleach_base::{Result, code};
 use pleach_methods::TaskPlan;
-use pleach_store::{MANIFEST, TRAINER_STATE};
-use serde_json::Value;
+use pleach_methods::files::Recorded;
+use pleach_store::TRAINER_STATE;
 use tch::Tensor;
 
-use super::checkpoint::BASE_FINGERPRINT;
-use super::resume::check_base;
 use crate::engine::own_parameters;
 use crate::flat::read_tensors;
 
@@ -28,12 +26,7 @@ pub(super) fn read(from: &str, plan: &TaskPlan, fingerprint: &str) -> Result<BTr
             .hint("fetch it with `pleach pull` and give the folder"));
     }
     let folder = Path::new(from);
-    if let Ok(text) = std::fs::read(folder.join(MANIFEST)) {
-        let manifest: Value =
-            serde_json::from_slice(&text).or_code(code::ADAPTER_FORMAT, || format!("{at}: {MANIFEST} is not JSON"))?;
-        let recorded = manifest.get("meta").and_then(|meta| meta.get(BASE_FINGERPRINT));
-        check_base(recorded, &at, fingerprint)?;
-    }
+    Recorded::read(folder)?.check_base(&at, fingerprint)?;
     let adapter = pleach_methods::import(folder).map_err(|error| error.at(&at))?;
     let method = adapter.config.card().name;
     if method != plan.method {

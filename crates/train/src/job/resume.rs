@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use pleach_base::{Result, ResultExt as _, TaskName, code};
 use pleach_comm::Collective;
+use pleach_methods::files::Recorded;
 use pleach_store::{Snapshot, SnapshotFile};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -77,27 +78,10 @@ impl Resumed {
     /// # Errors
     /// `ADAPTER_BASE` when it was trained on another base model.
     pub(super) fn check_base(&self, task: &TaskName, fingerprint: &str) -> Result<()> {
-        check_base(self.meta.get(BASE_FINGERPRINT), &format!("task {task}: its newest checkpoint"), fingerprint)
+        let recorded = self.meta.get(BASE_FINGERPRINT).and_then(Value::as_str).map(str::to_owned);
+        let recorded = Recorded { base_fingerprint: recorded, ..Recorded::default() };
+        recorded.check_base(&format!("task {task}: its newest checkpoint"), fingerprint)
     }
-}
-
-/// # Errors
-/// `ADAPTER_BASE` when `recorded` is there and differs.
-pub(super) fn check_base(recorded: Option<&Value>, what: &str, fingerprint: &str) -> Result<()> {
-    match recorded.and_then(Value::as_str) {
-        Some(recorded) if recorded != fingerprint => Err(code::ADAPTER_BASE
-            .error(format!(
-                "{what} was trained on a base model with fingerprint {}, this one has {}",
-                short(recorded),
-                short(fingerprint)
-            ))
-            .hint("set `backbone.path` to the model that the adapter was trained on, or start a job of another name")),
-        _ => Ok(()),
-    }
-}
-
-fn short(fingerprint: &str) -> &str {
-    fingerprint.get(..12).unwrap_or(fingerprint)
 }
 
 #[cfg(test)]

@@ -1,6 +1,10 @@
 //! Work on folders that needs tensors: subcommands of `pleach-worker` that `pleach` hands over to. One file each, which
 //! takes arguments and shows results; what is done is in the crates below.
 
+mod diff;
+mod export;
+mod import;
+mod merge;
 mod out;
 mod parity;
 
@@ -15,6 +19,16 @@ use pleach_base::{Error, Kind, Result, human};
 pub enum Command {
     /// Repeat recorded trainings and compare logits, losses, the first gradient norm and trained tensors
     Parity(parity::Args),
+    /// Fold an adapter into its base model: a model folder that transformers opens
+    Merge(merge::Merge),
+    /// Take an adapter out of a merged model again, where the mathematics allows it
+    Unmerge(merge::Unmerge),
+    /// Write an adapter in a form that others open
+    Export(export::Args),
+    /// Check an adapter of others against a model, and write it so that a job can start from it
+    Import(import::Args),
+    /// Compare two adapters or models, tensor by tensor
+    Diff(diff::Args),
 }
 
 /// Runs a subcommand: errors are shown, and the exit code is that of the `pleach` command line (1 failed, 2 bad input).
@@ -30,6 +44,11 @@ pub fn run(command: Command) -> ExitCode {
 fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Parity(args) => parity::run(&args),
+        Command::Merge(args) => merge::merge(&args),
+        Command::Unmerge(args) => merge::unmerge(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Import(args) => import::run(&args),
+        Command::Diff(args) => diff::run(&args),
     }
 }
 

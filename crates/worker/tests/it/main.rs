@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod commands;
 mod coordinator;
 mod parity;
 mod worker;

@@ -6,6 +6,7 @@
 
 mod adapterhub;
 mod grpc;
+mod merged;
 mod peft;
 mod s3;
 mod support;
