@@ -112,3 +112,23 @@ pub struct Card {
     /// Options that it refuses.
     pub invalid: &'static [Invalid],
 }
+
+impl Card {
+    /// What most adapters are alike in; a card says what it is besides.
+    pub(crate) const ADAPTER: Self = Self {
+        name: "",
+        kind: MethodKind::Adapter,
+        title: "",
+        summary: "",
+        formula: "",
+        paper: "",
+        status: Status::Stable,
+        roles: &[],
+        sync: &[Sync::MeanGrads],
+        mergeable: true,
+        identity_at_init: true,
+        peft_type: None,
+        sample_job: "",
+        invalid: &[],
+    };
+}

@@ -18,7 +18,7 @@ mod pairs;
 mod plan;
 mod registry;
 
-pub use adapter::{AdapterConfig, Export, Options, StepInfo, Virtual};
+pub use adapter::{AdapterConfig, Export, HasCard, Options, StepInfo, Virtual};
 pub use card::{Card, Invalid, MethodKind, Status, Sync};
 pub use explain::{Field, explain, fields};
 pub use import::{Imported, fuzz_adapter_config, import};

@@ -6,17 +6,9 @@
 //!
 //! Wang et al., *AdaMix*, 2022; Chronopoulou et al., *AdapterSoup*, 2023.
 
-use pleach_base::{Result, code};
-use pleach_nn::BackboneConfig;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
-use super::common::{refuse, sample_job};
 use super::compose::{self, Child};
+use super::prelude::*;
 use super::stack::ROLES;
-use super::{AdapterConfig, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::Plan;
 
 /// Options of an average.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -37,30 +29,6 @@ impl Default for Config {
     }
 }
 
-static CARD: Card = Card {
-    name: "average",
-    kind: MethodKind::Adapter,
-    title: "Average of adapters",
-    summary: "The weighted mean of what several adapters give.",
-    formula: "`y = sum_i w_i a_i(x)` at every site where one of them acts.",
-    paper: "Chronopoulou et al., AdapterSoup, 2023 (arXiv:2302.07027)",
-    status: Status::Stable,
-    roles: ROLES,
-    sync: &[Sync::MeanGrads],
-    mergeable: true,
-    identity_at_init: true,
-    peft_type: None,
-    sample_job: sample_job!(
-        "average",
-        ", weights: [2, 1], adapters: [{name: one, method: bottleneck}, {name: other, method: bottleneck}]"
-    ),
-    invalid: &[
-        Invalid { options: r#"{"adapters": []}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"adapters": [{"name": "a", "method": "lora"}], "weights": [1, 2]}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"adapters": [{"name": "a", "method": "lora"}], "weights": [0]}"#, code: code::METHOD_CONFIG },
-    ],
-};
-
 impl Config {
     fn shares(&self) -> Vec<f64> {
         let weights = self.weights.clone().unwrap_or_else(|| vec![1.0; self.adapters.len()]);
@@ -70,7 +38,30 @@ impl Config {
 }
 
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "average",
+        title: "Average of adapters",
+        summary: "The weighted mean of what several adapters give.",
+        formula: "`y = sum_i w_i a_i(x)` at every site where one of them acts.",
+        paper: "Chronopoulou et al., AdapterSoup, 2023 (arXiv:2302.07027)",
+        roles: ROLES,
+        sample_job: sample_job!(
+            "average",
+            ", weights: [2, 1], adapters: [{name: one, method: bottleneck}, {name: other, method: bottleneck}]"
+        ),
+        invalid: &[
+            Invalid { options: r#"{"adapters": []}"#, code: code::METHOD_CONFIG },
+            Invalid {
+                options: r#"{"adapters": [{"name": "a", "method": "lora"}], "weights": [1, 2]}"#,
+                code: code::METHOD_CONFIG,
+            },
+            Invalid {
+                options: r#"{"adapters": [{"name": "a", "method": "lora"}], "weights": [0]}"#,
+                code: code::METHOD_CONFIG,
+            },
+        ],
+        ..Card::ADAPTER
+    };
 
     const EXAMPLE: &'static str = r#"{"weights": [2, 1], "adapters": [{"name": "a", "method": "lora", "r": 2},
         {"name": "b", "method": "lora", "r": 3, "target_modules": "all-linear"}]}"#;
@@ -92,10 +83,6 @@ impl Options for Config {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
-
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         compose::plan(&self.adapters, false, model)
     }

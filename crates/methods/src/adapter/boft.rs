@@ -9,17 +9,8 @@
 
 use std::collections::BTreeMap;
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Site};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
-use super::common::{
-    Bias, LINEAR, Layers, Targets, linear_plan, parameter, peft_tuner, plain_linear, positive, refuse, sample_job, share,
-};
-use super::{AdapterConfig, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::{Plan, PlannedTensor};
+use super::common::{LINEAR, linear_plan, plain_linear};
+use super::prelude::*;
 
 /// Options of BOFT.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -64,35 +55,32 @@ impl Default for Config {
     }
 }
 
-static CARD: Card = Card {
-    name: "boft",
-    kind: MethodKind::Adapter,
-    title: "BOFT",
-    summary: "Turns the inputs of linear maps by trained butterflies of rotations, and scales the outputs.",
-    formula: "`y = s * (W (x Q)) + b`; `Q` is a product of permuted block diagonals of rotations.",
-    paper: "Liu et al., Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization, 2023 (arXiv:2311.06243)",
-    status: Status::Stable,
-    roles: LINEAR,
-    sync: &[Sync::MeanGrads],
-    mergeable: true,
-    identity_at_init: true,
-    peft_type: Some("BOFT"),
-    sample_job: sample_job!("boft", ", boft_block_size: 8, boft_n_butterfly_factor: 2, target_modules: [q_proj, v_proj]"),
-    invalid: &[
-        Invalid { options: r#"{"boft_block_num": 4}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"boft_block_size": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"boft_block_size": 1000}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"boft_n_butterfly_factor": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"boft_n_butterfly_factor": 30}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"boft_dropout": 1.0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"bias": "lora_only"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
-        Invalid { options: r#"{"block_size": 8}"#, code: code::UNKNOWN_KEY },
-    ],
-};
-
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "boft",
+        title: "BOFT",
+        summary: "Turns the inputs of linear maps by trained butterflies of rotations, and scales the outputs.",
+        formula: "`y = s * (W (x Q)) + b`; `Q` is a product of permuted block diagonals of rotations.",
+        paper: "Liu et al., Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization, 2023 (arXiv:2311.06243)",
+        roles: LINEAR,
+        peft_type: Some("BOFT"),
+        sample_job: sample_job!(
+            "boft",
+            ", boft_block_size: 8, boft_n_butterfly_factor: 2, target_modules: [q_proj, v_proj]"
+        ),
+        invalid: &[
+            Invalid { options: r#"{"boft_block_num": 4}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"boft_block_size": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"boft_block_size": 1000}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"boft_n_butterfly_factor": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"boft_n_butterfly_factor": 30}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"boft_dropout": 1.0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"bias": "lora_only"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+            Invalid { options: r#"{"block_size": 8}"#, code: code::UNKNOWN_KEY },
+        ],
+        ..Card::ADAPTER
+    };
 
     const EXAMPLE: &'static str = r#"{"boft_n_butterfly_factor": 2}"#;
 
@@ -140,7 +128,7 @@ impl Config {
     }
 
     fn tensors(&self, site: &Site) -> Result<[PlannedTensor; 2]> {
-        plain_linear(site, CARD.title)?;
+        plain_linear(site, Self::CARD.title)?;
         let Shape { factors, blocks, width } = self.shape(site)?;
         let (rotation, scale) =
             if self.init_weights { (Init::Zeros, Init::Ones) } else { (Init::Normal { std: 0.1 }, Init::Derived) };
@@ -155,6 +143,7 @@ const ROTATION: &str = "boft_R";
 const SCALE: &str = "boft_s";
 
 /// Where the numbers of a factor come from: entry `i` of the permuted row is entry `order[i]` of the row.
+#[cfg(any(test, feature = "torch"))]
 fn butterfly(inputs: usize, shape: Shape, factor: usize) -> Vec<usize> {
     let half = shape.width / 2;
     if shape.factors == 1 {
@@ -257,9 +246,7 @@ mod run {
                     own = dropped(own, self.dropout, key);
                 }
                 x = match self.orders.get(factor as usize) {
-                    Some([order, back]) => {
-                        turn_blocks(&x.index_select(-1, back), &own).index_select(-1, order)
-                    }
+                    Some([order, back]) => turn_blocks(&x.index_select(-1, back), &own).index_select(-1, order),
                     None => turn_blocks(&x, &own),
                 };
             }

@@ -5,11 +5,8 @@
 //!
 //! Mahabadi et al., *Compacter: Efficient Low-Rank Hypercomplex Adapter Layers*, 2021.
 
-use pleach_base::code;
-
 use super::bottleneck::{Kind, Of, ROLES};
-use super::common::sample_job;
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
+use super::prelude::*;
 
 /// The method `compacter`.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,20 +22,16 @@ pub type Config = Of<Compacter>;
 
 static CARD: Card = Card {
     name: "compacter",
-    kind: MethodKind::Adapter,
     title: "Compacter",
     summary: "Bottleneck adapters whose maps are sums of Kronecker products with factors shared by all blocks.",
     formula: "`h + U act(D h)` behind attention and the feed-forward part, with `D` and `U` of the form \
               `sum_i kron(rule_i, W_i)`, `rule_i` `[phm_dim, phm_dim]` shared by all blocks. `preset: compacter++` leaves \
               out those behind attention.",
     paper: "Mahabadi et al., Compacter: Efficient Low-Rank Hypercomplex Adapter Layers, 2021 (arXiv:2106.04647)",
-    status: Status::Stable,
     roles: ROLES,
-    sync: &[Sync::MeanGrads],
     mergeable: false,
     // Not exactly: results begin at 1e-8 of the hidden states.
     identity_at_init: true,
-    peft_type: None,
     sample_job: sample_job!("compacter", ", reduction_factor: 8"),
     invalid: &[
         Invalid { options: r#"{"phm_dim": 0}"#, code: code::METHOD_CONFIG },
@@ -48,4 +41,5 @@ static CARD: Card = Card {
         Invalid { options: r#"{"init_weights": "mam_adapter"}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"shared_W_phm": true, "reduction_factor": {"default": 8}}"#, code: code::METHOD_CONFIG },
     ],
+    ..Card::ADAPTER
 };

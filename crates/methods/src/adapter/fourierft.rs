@@ -9,17 +9,11 @@
 //! Gao et al., *Parameter-Efficient Fine-Tuning with Discrete Fourier Transform*, 2024.
 
 use indexmap::IndexMap;
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Part, Role, Site, Sites};
+use pleach_nn::{Part, Sites};
 
-use super::common::{
-    Bias, LINEAR, Layers, Targets, linear_plan, options, parameter, peft_tuner, positive, positive_number, query_value,
-    refuse, sample_job,
-};
-use super::{AdapterConfig, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
+use super::common::{LINEAR, linear_plan, positive_number, query_value};
+use super::prelude::*;
 use crate::mersenne::PERMUTATION_END;
-use crate::plan::{Plan, PlannedTensor};
 
 options! {
     /// Options of FourierFT.
@@ -47,33 +41,28 @@ options! {
     }
 }
 
-static CARD: Card = Card {
-    name: "fourierft",
-    kind: MethodKind::Adapter,
-    title: "FourierFT",
-    summary: "Trains a few entries of the spectrum of what is added to a linear map.",
-    formula: "`y = W x + b + scaling Re(ifft2(S)) x`; `S` has `n_frequency` entries at places drawn from a seed.",
-    paper: "Gao et al., Parameter-Efficient Fine-Tuning with Discrete Fourier Transform, 2024 (arXiv:2405.03003)",
-    status: Status::Stable,
-    roles: LINEAR,
-    sync: &[Sync::MeanGrads],
-    mergeable: true,
-    identity_at_init: false,
-    peft_type: Some("FOURIERFT"),
-    sample_job: sample_job!("fourierft", ", n_frequency: 500, scaling: 150"),
-    invalid: &[
-        Invalid { options: r#"{"n_frequency": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"n_frequency": 1000000000}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"n_frequency_pattern": {"q_proj": 0}}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"scaling": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"bias": "some_only"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
-        Invalid { options: r#"{"r": 16}"#, code: code::UNKNOWN_KEY },
-    ],
-};
-
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "fourierft",
+        title: "FourierFT",
+        summary: "Trains a few entries of the spectrum of what is added to a linear map.",
+        formula: "`y = W x + b + scaling Re(ifft2(S)) x`; `S` has `n_frequency` entries at places drawn from a seed.",
+        paper: "Gao et al., Parameter-Efficient Fine-Tuning with Discrete Fourier Transform, 2024 (arXiv:2405.03003)",
+        roles: LINEAR,
+        identity_at_init: false,
+        peft_type: Some("FOURIERFT"),
+        sample_job: sample_job!("fourierft", ", n_frequency: 500, scaling: 150"),
+        invalid: &[
+            Invalid { options: r#"{"n_frequency": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"n_frequency": 1000000000}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"n_frequency_pattern": {"q_proj": 0}}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"scaling": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"bias": "some_only"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+            Invalid { options: r#"{"r": 16}"#, code: code::UNKNOWN_KEY },
+        ],
+        ..Card::ADAPTER
+    };
 
     const EXAMPLE: &'static str = r#"{"n_frequency": 100}"#;
 

@@ -8,18 +8,12 @@
 //!
 //! Pfeiffer et al., *AdapterFusion: Non-Destructive Task Composition for Transfer Learning*, 2020.
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Role, Site, SiteId};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use pleach_nn::SiteId;
 
-use super::common::{refuse, sample_job, share};
 use super::compose::{self, Child};
+use super::prelude::*;
 use super::stack::ROLES;
-use super::{AdapterConfig, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 use crate::options::Later;
-use crate::plan::{Plan, PlannedTensor};
 
 /// Options of AdapterFusion. Defaults are AdapterHub's `dynamic`; `static` has `value` and `regularization` off.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -65,31 +59,6 @@ impl Default for Config {
     }
 }
 
-static CARD: Card = Card {
-    name: "fuse",
-    kind: MethodKind::Adapter,
-    title: "AdapterFusion",
-    summary: "Attention over what several trained adapters change, trained while they rest.",
-    formula: "`r + sum_i softmax_i(q(h) . k(u_i)) v(u_i)`, `u_i` what adapter `i` changes at a site.",
-    paper: "Pfeiffer et al., AdapterFusion, 2020 (arXiv:2005.00247)",
-    status: Status::Stable,
-    roles: ROLES,
-    sync: &[Sync::MeanGrads],
-    mergeable: false,
-    identity_at_init: false,
-    peft_type: None,
-    sample_job: sample_job!("fuse", ", adapters: [{name: one, method: bottleneck}, {name: other, method: bottleneck}]"),
-    invalid: &[
-        Invalid { options: r#"{"adapters": []}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"adapters": [{"name": "a", "method": "lora"}], "dropout_prob": 1}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"adapters": [{"name": "a", "method": "lora"}], "temperature": true}"#, code: code::METHOD_CONFIG },
-        Invalid {
-            options: r#"{"adapters": [{"name": "a", "method": "prompt", "num_virtual_tokens": 2}]}"#,
-            code: code::METHOD_CONFIG,
-        },
-    ],
-};
-
 const QUERY: [&str; 2] = ["query.weight", "query.bias"];
 const KEY: [&str; 2] = ["key.weight", "key.bias"];
 const VALUE: &str = "value.weight";
@@ -125,7 +94,36 @@ impl Config {
 }
 
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "fuse",
+        title: "AdapterFusion",
+        summary: "Attention over what several trained adapters change, trained while they rest.",
+        formula: "`r + sum_i softmax_i(q(h) . k(u_i)) v(u_i)`, `u_i` what adapter `i` changes at a site.",
+        paper: "Pfeiffer et al., AdapterFusion, 2020 (arXiv:2005.00247)",
+        roles: ROLES,
+        mergeable: false,
+        identity_at_init: false,
+        sample_job: sample_job!(
+            "fuse",
+            ", adapters: [{name: one, method: bottleneck}, {name: other, method: bottleneck}]"
+        ),
+        invalid: &[
+            Invalid { options: r#"{"adapters": []}"#, code: code::METHOD_CONFIG },
+            Invalid {
+                options: r#"{"adapters": [{"name": "a", "method": "lora"}], "dropout_prob": 1}"#,
+                code: code::METHOD_CONFIG,
+            },
+            Invalid {
+                options: r#"{"adapters": [{"name": "a", "method": "lora"}], "temperature": true}"#,
+                code: code::METHOD_CONFIG,
+            },
+            Invalid {
+                options: r#"{"adapters": [{"name": "a", "method": "prompt", "num_virtual_tokens": 2}]}"#,
+                code: code::METHOD_CONFIG,
+            },
+        ],
+        ..Card::ADAPTER
+    };
 
     /// It falls with every pass and is in no file: an adapter would give other results after it was loaded.
     const LATER: &'static [Later] = &[Later::off("temperature", "false")];
@@ -147,10 +145,6 @@ impl Options for Config {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
-
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         let mut plan = compose::plan(&self.adapters, true, model)?;
         let mut own = Vec::new();
@@ -167,7 +161,8 @@ impl AdapterConfig for Config {
         if own.is_empty() {
             return Err(refuse("adapters", "no two of them act at one site: there is nothing to fuse"));
         }
-        let whole = plan.tensors.iter().position(|tensor| plan.saved.contains(&tensor.site)).unwrap_or(plan.tensors.len());
+        let whole =
+            plan.tensors.iter().position(|tensor| plan.saved.contains(&tensor.site)).unwrap_or(plan.tensors.len());
         plan.tensors.splice(whole..whole, own);
         Ok(plan)
     }
@@ -178,7 +173,8 @@ impl AdapterConfig for Config {
     fn regulariser(&self, parts: &super::Parts<'_>) -> Option<tch::Tensor> {
         let mut terms: Vec<_> = compose::regulariser(&self.adapters, parts).into_iter().collect();
         let drawn = self.value && self.regularization;
-        for tensor in parts.plan.trained().filter(|tensor| drawn && tensor.name == name(parts.site(tensor.site), VALUE)) {
+        for tensor in parts.plan.trained().filter(|tensor| drawn && tensor.name == name(parts.site(tensor.site), VALUE))
+        {
             let value = parts.get(&tensor.name).ok()?;
             let unit = tch::Tensor::eye(value.size()[0], (tch::Kind::Float, value.device()));
             terms.push((unit - value).square().sum(tch::Kind::Float) * 0.01);

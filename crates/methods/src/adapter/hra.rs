@@ -10,16 +10,8 @@
 //! Yuan, Liu, Xu, *Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder Reflection Adaptation*,
 //! 2024.
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Site};
-
-use super::common::{
-    Bias, LINEAR_AND_CONV, Layers, Targets, options, parameter, peft_tuner, plain_linear, plan_at, positive, refuse,
-    sample_job, usual_init, window,
-};
-use super::{AdapterConfig, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::{Plan, PlannedTensor};
+use super::common::{LINEAR_AND_CONV, plain_linear, plan_at, usual_init, window};
+use super::prelude::*;
 
 options! {
     /// Options of HRA.
@@ -42,32 +34,26 @@ options! {
     }
 }
 
-static CARD: Card = Card {
-    name: "hra",
-    kind: MethodKind::Adapter,
-    title: "HRA",
-    summary: "Turns the input of linear maps by a chain of trained Householder reflections.",
-    formula: "`y = W H_1 .. H_r x + b` with `H = I - 2 u u^T / (u^T u)`; the `u` begin in equal pairs.",
-    paper: "Yuan, Liu, Xu, Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder Reflection \
-            Adaptation, 2024 (arXiv:2405.17484)",
-    status: Status::Stable,
-    roles: LINEAR_AND_CONV,
-    sync: &[Sync::MeanGrads],
-    mergeable: true,
-    identity_at_init: true,
-    peft_type: Some("HRA"),
-    sample_job: sample_job!("hra", ", r: 8, target_modules: all-linear"),
-    invalid: &[
-        Invalid { options: r#"{"r": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"apply_GS": 1}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"bias": "some_only"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
-        Invalid { options: r#"{"apply_gs": true}"#, code: code::UNKNOWN_KEY },
-    ],
-};
-
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "hra",
+        title: "HRA",
+        summary: "Turns the input of linear maps by a chain of trained Householder reflections.",
+        formula: "`y = W H_1 .. H_r x + b` with `H = I - 2 u u^T / (u^T u)`; the `u` begin in equal pairs.",
+        paper: "Yuan, Liu, Xu, Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder Reflection \
+                Adaptation, 2024 (arXiv:2405.17484)",
+        roles: LINEAR_AND_CONV,
+        peft_type: Some("HRA"),
+        sample_job: sample_job!("hra", ", r: 8, target_modules: all-linear"),
+        invalid: &[
+            Invalid { options: r#"{"r": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"apply_GS": 1}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"bias": "some_only"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+            Invalid { options: r#"{"apply_gs": true}"#, code: code::UNKNOWN_KEY },
+        ],
+        ..Card::ADAPTER
+    };
 
     fn validate(&self) -> Result<()> {
         Bias::named(&self.bias, "hra_only")?;
@@ -77,10 +63,10 @@ impl Options for Config {
 
 impl Config {
     fn tensor(&self, site: &Site) -> Result<PlannedTensor> {
-        plain_linear(site, CARD.title)?;
+        plain_linear(site, Self::CARD.title)?;
         let (r, window) = (self.r as usize, window(site));
         if !window.is_empty() && !matches!(window, [height, width] if height == width) {
-            let why = format!("`{}` slides a window of {window:?}, and {} takes square ones", site.path, CARD.title);
+            let why = format!("`{}` slides a window of {window:?}, and {} takes square ones", site.path, Self::CARD.title);
             return Err(refuse("target_modules", &why));
         }
         let input = site.dims.input * window.iter().product::<usize>();

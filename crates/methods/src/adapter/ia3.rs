@@ -6,16 +6,11 @@
 //!
 //! Liu et al., *Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning*, 2022.
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Modules, Part, Role, Site, SiteId, Sites};
-use serde_json::{Map, Value, json};
+use pleach_nn::{Modules, Part, SiteId, Sites};
+use serde_json::json;
 
-use super::common::{
-    LINEAR_AND_CONV, ModulesSchema, Selection, Targets, options, parameter, peft_config, refuse, sample_job, window,
-};
-use super::{AdapterConfig, Export, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::Plan;
+use super::common::{LINEAR_AND_CONV, ModulesSchema, Selection, peft_config, window};
+use super::prelude::*;
 
 options! {
     /// Options of IA3.
@@ -33,33 +28,6 @@ options! {
         init_ia3_weights: bool = true,
     }
 }
-
-static CARD: Card = Card {
-    name: "ia3",
-    kind: MethodKind::Adapter,
-    title: "IA3",
-    summary: "Scales keys, values and the inner layer of the feed-forward part by trained vectors.",
-    formula: "`y = l * (W x + b)`, at feed-forward modules `y = W (l * x) + b`; `l` begins at one.",
-    paper: "Liu et al., Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning, 2022 \
-            (arXiv:2205.05638)",
-    status: Status::Stable,
-    roles: LINEAR_AND_CONV,
-    sync: &[Sync::MeanGrads],
-    mergeable: true,
-    identity_at_init: true,
-    peft_type: Some("IA3"),
-    sample_job: sample_job!("ia3", ""),
-    invalid: &[
-        Invalid { options: r#"{"init_ia3_weights": "ones"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"feedforward_modules": "("}"#, code: code::METHOD_CONFIG },
-        Invalid {
-            options: r#"{"target_modules": ["k_proj"], "feedforward_modules": ["down_proj"]}"#,
-            code: code::METHOD_CONFIG,
-        },
-        Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
-        Invalid { options: r#"{"feed_forward_modules": []}"#, code: code::UNKNOWN_KEY },
-    ],
-};
 
 /// The side on which a module is scaled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +97,28 @@ impl Config {
 }
 
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "ia3",
+        title: "IA3",
+        summary: "Scales keys, values and the inner layer of the feed-forward part by trained vectors.",
+        formula: "`y = l * (W x + b)`, at feed-forward modules `y = W (l * x) + b`; `l` begins at one.",
+        paper: "Liu et al., Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning, 2022 \
+                (arXiv:2205.05638)",
+        roles: LINEAR_AND_CONV,
+        peft_type: Some("IA3"),
+        sample_job: sample_job!("ia3", ""),
+        invalid: &[
+            Invalid { options: r#"{"init_ia3_weights": "ones"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"feedforward_modules": "("}"#, code: code::METHOD_CONFIG },
+            Invalid {
+                options: r#"{"target_modules": ["k_proj"], "feedforward_modules": ["down_proj"]}"#,
+                code: code::METHOD_CONFIG,
+            },
+            Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+            Invalid { options: r#"{"feed_forward_modules": []}"#, code: code::UNKNOWN_KEY },
+        ],
+        ..Card::ADAPTER
+    };
 
     fn validate(&self) -> Result<()> {
         let (Some(Modules::List(inputs)), Some(Modules::List(targets))) =
@@ -146,10 +135,6 @@ impl Options for Config {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
-
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         let (targets, family) = (self.targets(model), model.info().family);
         let selection = Selection { targets: &targets, layers: None, roles: LINEAR_AND_CONV, default: |_| false };

@@ -5,17 +5,9 @@
 //!
 //! Pfeiffer et al., *MAD-X: An Adapter-Based Framework for Multi-Task Cross-Lingual Transfer*, 2020.
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Role};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-
 use super::bottleneck::{Bn, Coupling, Kind, Of};
-use super::common::{own_config, sample_job};
-use super::{AdapterConfig, Export, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::Plan;
+use super::common::own_config;
+use super::prelude::*;
 
 /// Options of invertible adapters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -42,36 +34,12 @@ impl Default for Config {
     }
 }
 
-static CARD: Card = Card {
-    name: "invertible",
-    kind: MethodKind::Adapter,
-    title: "Invertible adapter",
-    summary: "A trained bijection of hidden states behind the embeddings, undone before the output head.",
-    formula: "`y1 = x1 + F(x2)`, `y2 = x2 + G(y1)` on halves of the embeddings (`nice`), or the affine form (`glow`); the \
-              inverse before the head of a language model.",
-    paper: "Pfeiffer et al., MAD-X, 2020 (arXiv:2005.00052); Dinh et al., NICE, 2014 (arXiv:1410.8516)",
-    status: Status::Stable,
-    roles: &[Role::BlockIn, Role::Head],
-    sync: &[Sync::MeanGrads],
-    mergeable: false,
-    identity_at_init: false,
-    peft_type: None,
-    sample_job: sample_job!("invertible", ", inv_adapter: nice"),
-    invalid: &[
-        Invalid { options: r#"{"inv_adapter": "nise"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"inv_adapter_reduction_factor": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"inv_adapter_reduction_factor": 1000000}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"non_linearity": "step"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"reduction_factor": 2}"#, code: code::UNKNOWN_KEY },
-    ],
-};
-
 /// Bottleneck adapters without any.
 #[derive(Clone, Debug, PartialEq)]
 struct Alone;
 
 impl Kind for Alone {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = Config::CARD;
     const PRESET: &'static str = "seq_bn";
 }
 
@@ -89,7 +57,26 @@ impl Config {
 }
 
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "invertible",
+        title: "Invertible adapter",
+        summary: "A trained bijection of hidden states behind the embeddings, undone before the output head.",
+        formula: "`y1 = x1 + F(x2)`, `y2 = x2 + G(y1)` on halves of the embeddings (`nice`), or the affine form (`glow`); the \
+                  inverse before the head of a language model.",
+        paper: "Pfeiffer et al., MAD-X, 2020 (arXiv:2005.00052); Dinh et al., NICE, 2014 (arXiv:1410.8516)",
+        roles: &[Role::BlockIn, Role::Head],
+        mergeable: false,
+        identity_at_init: false,
+        sample_job: sample_job!("invertible", ", inv_adapter: nice"),
+        invalid: &[
+            Invalid { options: r#"{"inv_adapter": "nise"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"inv_adapter_reduction_factor": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"inv_adapter_reduction_factor": 1000000}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"non_linearity": "step"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"reduction_factor": 2}"#, code: code::UNKNOWN_KEY },
+        ],
+        ..Card::ADAPTER
+    };
 
     fn validate(&self) -> Result<()> {
         self.inner().validate()
@@ -97,16 +84,12 @@ impl Options for Config {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
-
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         self.inner().plan(model)
     }
 
     fn adapter_config(&self, model: &dyn BackboneConfig, _: &Plan, export: &Export<'_>) -> Map<String, Value> {
-        own_config(&CARD, self, model, export)
+        own_config(self, model, export)
     }
 
     fn bottleneck(&self) -> Option<Bn> {

@@ -6,16 +6,8 @@
 //!
 //! Zhao et al., *Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning*, 2023.
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Role, Site};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-
-use super::common::{Selection, Targets, peft_config, sample_job};
-use super::{AdapterConfig, Export, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::{Plan, PlannedTensor};
+use super::common::{Selection, peft_config};
+use super::prelude::*;
 
 /// Options of the tuning of normalisations.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -27,34 +19,28 @@ pub struct Config {
     pub targets: Targets,
 }
 
-static CARD: Card = Card {
-    name: "ln_tuning",
-    kind: MethodKind::Adapter,
-    title: "LayerNorm tuning",
-    summary: "Trains the scales and shifts of normalisations.",
-    formula: "`y = norm(x) * weight + bias` with `weight` and `bias` trained, from the frozen values on.",
-    paper: "Zhao et al., Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning, 2023 \
-            (arXiv:2312.11420)",
-    status: Status::Stable,
-    roles: ROLES,
-    sync: &[Sync::MeanGrads],
-    mergeable: true,
-    identity_at_init: true,
-    peft_type: Some("LN_TUNING"),
-    sample_job: sample_job!("ln_tuning", ""),
-    invalid: &[
-        Invalid { options: r#"{"target_modules": "("}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"target_modules": "all-linear"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
-        Invalid { options: r#"{"modules_to_save": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
-        Invalid { options: r#"{"r": 8}"#, code: code::UNKNOWN_KEY },
-    ],
-};
-
 const ROLES: &[Role] = &[Role::Norm];
 
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "ln_tuning",
+        title: "LayerNorm tuning",
+        summary: "Trains the scales and shifts of normalisations.",
+        formula: "`y = norm(x) * weight + bias` with `weight` and `bias` trained, from the frozen values on.",
+        paper: "Zhao et al., Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning, 2023 \
+                (arXiv:2312.11420)",
+        roles: ROLES,
+        peft_type: Some("LN_TUNING"),
+        sample_job: sample_job!("ln_tuning", ""),
+        invalid: &[
+            Invalid { options: r#"{"target_modules": "("}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"target_modules": "all-linear"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+            Invalid { options: r#"{"modules_to_save": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+            Invalid { options: r#"{"r": 8}"#, code: code::UNKNOWN_KEY },
+        ],
+        ..Card::ADAPTER
+    };
 }
 
 impl Config {
@@ -75,10 +61,6 @@ fn tensors(site: &Site) -> Vec<PlannedTensor> {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
-
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         self.selection().plan(model, |site| Ok(tensors(site)))
     }

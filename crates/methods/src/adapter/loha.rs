@@ -7,16 +7,8 @@
 //!
 //! Hyeon-Woo, Ye-Bin, Oh, *FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning*, 2021.
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Site};
-
-use super::common::{
-    Bias, LINEAR_AND_CONV, Layers, Lycoris, Targets, core, options, parameter, peft_tuner, plain_linear, plan_at,
-    sample_job, usual_init, window,
-};
-use super::{AdapterConfig, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::{Plan, PlannedTensor};
+use super::common::{LINEAR_AND_CONV, Lycoris, core, plain_linear, plan_at, usual_init, window};
+use super::prelude::*;
 
 options! {
     /// Options of LoHa.
@@ -35,34 +27,29 @@ options! {
     }
 }
 
-static CARD: Card = Card {
-    name: "loha",
-    kind: MethodKind::Adapter,
-    title: "LoHa",
-    summary: "Adds the elementwise product of two low-rank products to linear maps.",
-    formula: "`y = W x + b + (alpha / r) ((A1 B1) * (A2 B2)) x`; `B2` begins at zero.",
-    paper: "Hyeon-Woo, Ye-Bin, Oh, FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning, \
-            2021 (arXiv:2108.06098)",
-    status: Status::Stable,
-    roles: LINEAR_AND_CONV,
-    sync: &[Sync::MeanGrads, Sync::SharedSeed],
-    mergeable: true,
-    identity_at_init: true,
-    peft_type: Some("LOHA"),
-    sample_job: sample_job!("loha", ", r: 8, alpha: 16, target_modules: all-linear"),
-    invalid: &[
-        Invalid { options: r#"{"r": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"rank_pattern": {"q_proj": 0}}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"alpha": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"rank_dropout": 1.0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"module_dropout": -0.5}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
-        Invalid { options: r#"{"lora_alpha": 16}"#, code: code::UNKNOWN_KEY },
-    ],
-};
-
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "loha",
+        title: "LoHa",
+        summary: "Adds the elementwise product of two low-rank products to linear maps.",
+        formula: "`y = W x + b + (alpha / r) ((A1 B1) * (A2 B2)) x`; `B2` begins at zero.",
+        paper: "Hyeon-Woo, Ye-Bin, Oh, FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning, \
+                2021 (arXiv:2108.06098)",
+        roles: LINEAR_AND_CONV,
+        sync: &[Sync::MeanGrads, Sync::SharedSeed],
+        peft_type: Some("LOHA"),
+        sample_job: sample_job!("loha", ", r: 8, alpha: 16, target_modules: all-linear"),
+        invalid: &[
+            Invalid { options: r#"{"r": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"rank_pattern": {"q_proj": 0}}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"alpha": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"rank_dropout": 1.0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"module_dropout": -0.5}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+            Invalid { options: r#"{"lora_alpha": 16}"#, code: code::UNKNOWN_KEY },
+        ],
+        ..Card::ADAPTER
+    };
 
     fn validate(&self) -> Result<()> {
         self.product.validate()
@@ -71,7 +58,7 @@ impl Options for Config {
 
 impl Config {
     fn tensors(&self, site: &Site) -> Result<Vec<PlannedTensor>> {
-        plain_linear(site, CARD.title)?;
+        plain_linear(site, Self::CARD.title)?;
         let (r, dims) = (self.product.rank(&site.path)?, site.dims);
         let last = |inputs| if self.init_weights { Init::Zeros } else { usual_init(inputs) };
         let window = window(site);

@@ -8,18 +8,8 @@
 //!
 //! Yeh et al., *Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation*, 2023.
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Site};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
-use super::common::{
-    Bias, LINEAR_AND_CONV, Layers, Lycoris, Targets, core, options, parameter, peft_tuner, plain_linear, plan_at,
-    refuse, sample_job, usual_init, window,
-};
-use super::{AdapterConfig, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::{Plan, PlannedTensor};
+use super::common::{LINEAR_AND_CONV, Lycoris, core, plain_linear, plan_at, usual_init, window};
+use super::prelude::*;
 
 options! {
     /// Options of LoKr.
@@ -55,36 +45,31 @@ pub enum InitWeights {
     Named(String),
 }
 
-static CARD: Card = Card {
-    name: "lokr",
-    kind: MethodKind::Adapter,
-    title: "LoKr",
-    summary: "Adds a Kronecker product of small matrices to linear maps.",
-    formula: "`y = W x + b + (alpha / r) kron(L, R) x`; `R` (and with `decompose_both` `L`) is a product of rank `r` \
-              where that is smaller, `L` begins at zero.",
-    paper: "Yeh et al., Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation, 2023 \
-            (arXiv:2309.14859)",
-    status: Status::Stable,
-    roles: LINEAR_AND_CONV,
-    sync: &[Sync::MeanGrads, Sync::SharedSeed],
-    mergeable: true,
-    identity_at_init: true,
-    peft_type: Some("LOKR"),
-    sample_job: sample_job!("lokr", ", r: 8, alpha: 16, target_modules: all-linear"),
-    invalid: &[
-        Invalid { options: r#"{"r": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"alpha_pattern": {"q_proj": 0}}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"decompose_factor": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"decompose_factor": -2}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"init_weights": "gaussian"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"rank_dropout": 1.0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
-        Invalid { options: r#"{"factor": 8}"#, code: code::UNKNOWN_KEY },
-    ],
-};
-
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "lokr",
+        title: "LoKr",
+        summary: "Adds a Kronecker product of small matrices to linear maps.",
+        formula: "`y = W x + b + (alpha / r) kron(L, R) x`; `R` (and with `decompose_both` `L`) is a product of rank `r` \
+                  where that is smaller, `L` begins at zero.",
+        paper: "Yeh et al., Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation, 2023 \
+                (arXiv:2309.14859)",
+        roles: LINEAR_AND_CONV,
+        sync: &[Sync::MeanGrads, Sync::SharedSeed],
+        peft_type: Some("LOKR"),
+        sample_job: sample_job!("lokr", ", r: 8, alpha: 16, target_modules: all-linear"),
+        invalid: &[
+            Invalid { options: r#"{"r": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"alpha_pattern": {"q_proj": 0}}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"decompose_factor": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"decompose_factor": -2}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"init_weights": "gaussian"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"rank_dropout": 1.0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+            Invalid { options: r#"{"factor": 8}"#, code: code::UNKNOWN_KEY },
+        ],
+        ..Card::ADAPTER
+    };
 
     fn validate(&self) -> Result<()> {
         if self.decompose_factor < 1 && self.decompose_factor != -1 {
@@ -148,7 +133,7 @@ impl Factor<'_> {
 
 impl Config {
     fn tensors(&self, site: &Site) -> Result<Vec<PlannedTensor>> {
-        plain_linear(site, CARD.title)?;
+        plain_linear(site, Self::CARD.title)?;
         let r = self.product.rank(&site.path)?;
         let (in_left, in_right) = split(site.dims.input, self.decompose_factor);
         let (out_left, out_right) = split(site.dims.output, self.decompose_factor);

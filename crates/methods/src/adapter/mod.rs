@@ -5,6 +5,7 @@
 mod built;
 pub mod common;
 pub mod compose;
+mod prelude;
 mod prompting;
 #[cfg(feature = "torch")]
 mod room;
@@ -119,11 +120,20 @@ pub struct Export<'a> {
     pub base: &'a str,
 }
 
-/// A method's configuration: plans on a model, and with tensors makes hooks.
-pub trait AdapterConfig: Debug + Send + std::marker::Sync {
+/// What has a card: every method's options.
+pub trait HasCard {
     /// What the method is.
     fn card(&self) -> &'static Card;
+}
 
+impl<C: Options> HasCard for C {
+    fn card(&self) -> &'static Card {
+        C::CARD
+    }
+}
+
+/// A method's configuration: plans on a model, and with tensors makes hooks.
+pub trait AdapterConfig: HasCard + Debug + Send + std::marker::Sync {
     /// Which sites, which tensors.
     ///
     /// # Errors

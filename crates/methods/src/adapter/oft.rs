@@ -7,17 +7,8 @@
 //!
 //! Qiu et al., *Controlling Text-to-Image Diffusion by Orthogonal Finetuning*, 2023.
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Site};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
-use super::common::{
-    Bias, LINEAR, Layers, Targets, linear_plan, parameter, peft_tuner, plain_linear, positive, positive_number, refuse, sample_job, share,
-};
-use super::{AdapterConfig, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::{Plan, PlannedTensor};
+use super::common::{LINEAR, linear_plan, plain_linear, positive_number};
+use super::prelude::*;
 
 /// Options of OFT.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -75,36 +66,30 @@ impl Default for Config {
     }
 }
 
-static CARD: Card = Card {
-    name: "oft",
-    kind: MethodKind::Adapter,
-    title: "OFT",
-    summary: "Turns the inputs of linear maps by trained rotations of blocks.",
-    formula: "`y = W (x Q) + b`; `Q` is block diagonal and orthogonal, each block made of a skew matrix.",
-    paper: "Qiu et al., Controlling Text-to-Image Diffusion by Orthogonal Finetuning, 2023 (arXiv:2306.07280)",
-    status: Status::Stable,
-    roles: LINEAR,
-    sync: &[Sync::MeanGrads],
-    mergeable: true,
-    identity_at_init: true,
-    peft_type: Some("OFT"),
-    sample_job: sample_job!("oft", ", oft_block_size: 16, target_modules: all-linear"),
-    invalid: &[
-        Invalid { options: r#"{"r": 4}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"r": 0, "oft_block_size": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"module_dropout": 1.0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"eps": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"bias": "lora_only"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"num_cayley_neumann_terms": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"oft_block_size": 1}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"layers_pattern": "layers"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
-        Invalid { options: r#"{"block_size": 8}"#, code: code::UNKNOWN_KEY },
-    ],
-};
-
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "oft",
+        title: "OFT",
+        summary: "Turns the inputs of linear maps by trained rotations of blocks.",
+        formula: "`y = W (x Q) + b`; `Q` is block diagonal and orthogonal, each block made of a skew matrix.",
+        paper: "Qiu et al., Controlling Text-to-Image Diffusion by Orthogonal Finetuning, 2023 (arXiv:2306.07280)",
+        roles: LINEAR,
+        peft_type: Some("OFT"),
+        sample_job: sample_job!("oft", ", oft_block_size: 16, target_modules: all-linear"),
+        invalid: &[
+            Invalid { options: r#"{"r": 4}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"r": 0, "oft_block_size": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"module_dropout": 1.0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"eps": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"bias": "lora_only"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"num_cayley_neumann_terms": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"oft_block_size": 1}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"layers_pattern": "layers"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+            Invalid { options: r#"{"block_size": 8}"#, code: code::UNKNOWN_KEY },
+        ],
+        ..Card::ADAPTER
+    };
 
     fn validate(&self) -> Result<()> {
         if (self.r == 0) == (self.oft_block_size == 0) {
@@ -140,7 +125,7 @@ impl Config {
     }
 
     fn tensor(&self, site: &Site) -> Result<[PlannedTensor; 1]> {
-        plain_linear(site, CARD.title)?;
+        plain_linear(site, Self::CARD.title)?;
         let (blocks, width) = self.blocks(site);
         if width < 2 {
             let field = if self.r == 0 { "oft_block_size" } else { "r" };

@@ -5,17 +5,9 @@
 //!
 //! Liu et al., *GPT Understands, Too*, 2021.
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Role, Site};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-
-use super::common::{positive, sample_job, share};
+use super::Virtual;
+use super::prelude::*;
 use super::prompting::{self, Prompting};
-use super::{AdapterConfig, Export, Options, Virtual};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::{Plan, PlannedTensor};
 
 /// Options of P-tuning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -63,32 +55,6 @@ impl Default for Config {
     }
 }
 
-static CARD: Card = Card {
-    name: "p_tuning",
-    kind: MethodKind::Adapter,
-    title: "P-tuning",
-    summary: "Puts rows made by a small trained network in front of the token embeddings of every sequence.",
-    formula: "`[g(P); E(tokens)]` at the token table; `g` is an MLP or an LSTM along the rows.",
-    paper: "Liu et al., GPT Understands, Too, 2021 (arXiv:2103.10385)",
-    status: Status::Stable,
-    roles: &[Role::Embed],
-    sync: &[Sync::MeanGrads],
-    mergeable: false,
-    identity_at_init: false,
-    peft_type: Some("P_TUNING"),
-    sample_job: sample_job!("p_tuning", ", num_virtual_tokens: 16, encoder_hidden_size: 128"),
-    invalid: &[
-        Invalid { options: r#"{"num_virtual_tokens": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"encoder_hidden_size": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"encoder_num_layers": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"encoder_dropout": 1.0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"encoder_reparameterization_type": "GRU"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"token_dim": 7}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"modules_to_save": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
-        Invalid { options: r#"{"encoder_hidden": 5}"#, code: code::UNKNOWN_KEY },
-    ],
-};
-
 /// An affine map of the network: its name in PEFT and its parts here.
 type Map2 = (&'static str, [&'static str; 2]);
 
@@ -101,7 +67,29 @@ const MLP: [Map2; 3] = [
 const LSTM_HEAD: [Map2; 2] = [MLP[0], MLP[1]];
 
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "p_tuning",
+        title: "P-tuning",
+        summary: "Puts rows made by a small trained network in front of the token embeddings of every sequence.",
+        formula: "`[g(P); E(tokens)]` at the token table; `g` is an MLP or an LSTM along the rows.",
+        paper: "Liu et al., GPT Understands, Too, 2021 (arXiv:2103.10385)",
+        roles: &[Role::Embed],
+        mergeable: false,
+        identity_at_init: false,
+        peft_type: Some("P_TUNING"),
+        sample_job: sample_job!("p_tuning", ", num_virtual_tokens: 16, encoder_hidden_size: 128"),
+        invalid: &[
+            Invalid { options: r#"{"num_virtual_tokens": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"encoder_hidden_size": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"encoder_num_layers": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"encoder_dropout": 1.0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"encoder_reparameterization_type": "GRU"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"token_dim": 7}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"modules_to_save": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+            Invalid { options: r#"{"encoder_hidden": 5}"#, code: code::UNKNOWN_KEY },
+        ],
+        ..Card::ADAPTER
+    };
 
     fn imported(self) -> Self {
         Self { imported: true, ..self }
@@ -127,7 +115,8 @@ impl Config {
         let affine = |(name, parts): Map2, input, output| prompting::affine(site, name, parts, input, output);
         match self.encoder_reparameterization_type {
             Encoder::Mlp => {
-                for (map, (input, output)) in MLP.into_iter().zip([(width, hidden), (hidden, hidden), (hidden, width)]) {
+                for (map, (input, output)) in MLP.into_iter().zip([(width, hidden), (hidden, hidden), (hidden, width)])
+                {
                     tensors.extend(affine(map, input, output));
                 }
             }
@@ -149,10 +138,11 @@ fn lstm(site: &Site, layer: usize, input: usize, hidden: usize) -> Vec<PlannedTe
     let init = Init::Uniform { bound: 1.0 / (hidden as f32).sqrt() };
     let shapes = || [vec![4 * hidden, input], vec![4 * hidden, hidden], vec![4 * hidden], vec![4 * hidden]];
     let names = lstm_names(layer);
-    names.into_iter().zip(shapes().into_iter().chain(shapes())).map(|(name, shape)| {
-        PlannedTensor::trained(name, site.id, "lstm", shape, init)
-    })
-    .collect()
+    names
+        .into_iter()
+        .zip(shapes().into_iter().chain(shapes()))
+        .map(|(name, shape)| PlannedTensor::trained(name, site.id, "lstm", shape, init))
+        .collect()
 }
 
 /// Their names, in the order that the operation takes them.
@@ -165,10 +155,6 @@ fn lstm_names(layer: usize) -> Vec<String> {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
-
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         let (site, sizes) = (prompting::token_table(model)?, prompting::token_sizes(model)?);
         self.prompting.check(&sizes, model)?;

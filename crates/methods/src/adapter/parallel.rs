@@ -8,17 +8,9 @@
 //!
 //! He et al., *Towards a Unified View of Parameter-Efficient Transfer Learning*, 2021; Mao et al., *UniPELT*, 2022.
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Role, Site};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
-use super::common::{refuse, sample_job};
 use super::compose::{self, Child};
+use super::prelude::*;
 use super::stack::ROLES;
-use super::{AdapterConfig, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::{Plan, PlannedTensor};
 
 /// Options of adapters beside each other.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -31,33 +23,6 @@ pub struct Config {
     pub use_gating: bool,
 }
 
-static CARD: Card = Card {
-    name: "parallel",
-    kind: MethodKind::Adapter,
-    title: "Adapters in parallel",
-    summary: "Several adapters on the same input; what each changes is added.",
-    formula: "`y = f(x) + sum_i g_i (a_i(x) - f(x))`, `g_i` one or a trained gate.",
-    paper: "He et al., 2021 (arXiv:2110.04366); Mao et al., UniPELT, 2022 (arXiv:2110.07577)",
-    status: Status::Stable,
-    roles: ROLES,
-    sync: &[Sync::MeanGrads],
-    mergeable: true,
-    identity_at_init: true,
-    peft_type: None,
-    sample_job: sample_job!(
-        "parallel",
-        ", adapters: [{name: front, method: prefix, num_virtual_tokens: 30}, {name: side, method: bottleneck, preset: par_bn}]"
-    ),
-    invalid: &[
-        Invalid { options: r#"{"adapters": []}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"adapters": [{"name": "a", "method": "lora", "r": 0}]}"#, code: code::METHOD_CONFIG },
-        Invalid {
-            options: r#"{"use_gating": true, "adapters": [{"name": "a", "method": "prompt", "num_virtual_tokens": 2}]}"#,
-            code: code::METHOD_CONFIG,
-        },
-    ],
-};
-
 const GATE: [&str; 2] = ["gate.weight", "gate.bias"];
 
 /// Width of a site's first input, heads taken together.
@@ -69,7 +34,30 @@ fn width(site: &Site) -> usize {
 }
 
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "parallel",
+        title: "Adapters in parallel",
+        summary: "Several adapters on the same input; what each changes is added.",
+        formula: "`y = f(x) + sum_i g_i (a_i(x) - f(x))`, `g_i` one or a trained gate.",
+        paper: "He et al., 2021 (arXiv:2110.04366); Mao et al., UniPELT, 2022 (arXiv:2110.07577)",
+        roles: ROLES,
+        sample_job: sample_job!(
+            "parallel",
+            ", adapters: [{name: front, method: prefix, num_virtual_tokens: 30}, {name: side, method: bottleneck, preset: par_bn}]"
+        ),
+        invalid: &[
+            Invalid { options: r#"{"adapters": []}"#, code: code::METHOD_CONFIG },
+            Invalid {
+                options: r#"{"adapters": [{"name": "a", "method": "lora", "r": 0}]}"#,
+                code: code::METHOD_CONFIG,
+            },
+            Invalid {
+                options: r#"{"use_gating": true, "adapters": [{"name": "a", "method": "prompt", "num_virtual_tokens": 2}]}"#,
+                code: code::METHOD_CONFIG,
+            },
+        ],
+        ..Card::ADAPTER
+    };
 
     const EXAMPLE: &'static str = r#"{"adapters": [{"name": "a", "method": "lora", "r": 2},
         {"name": "b", "method": "lora", "r": 3, "target_modules": "all-linear"}]}"#;
@@ -84,10 +72,6 @@ impl Options for Config {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
-
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         let mut plan = compose::plan(&self.adapters, false, model)?;
         if !self.use_gating {
@@ -101,13 +85,15 @@ impl AdapterConfig for Config {
                     let why = format!("`{}` acts on `{}`, whose input a gate cannot read", child.name, site.path);
                     return Err(refuse("use_gating", &why));
                 }
-                let shapes = [(GATE[0], vec![1, width(site)], Init::Normal { std: 0.02 }), (GATE[1], vec![1], Init::Zeros)];
+                let shapes =
+                    [(GATE[0], vec![1, width(site)], Init::Normal { std: 0.02 }), (GATE[1], vec![1], Init::Zeros)];
                 gates.extend(shapes.map(|(part, shape, init)| {
                     PlannedTensor::trained(compose::gate_name(&child.name, site, part), *id, part, shape, init)
                 }));
             }
         }
-        let whole = plan.tensors.iter().position(|tensor| plan.saved.contains(&tensor.site)).unwrap_or(plan.tensors.len());
+        let whole =
+            plan.tensors.iter().position(|tensor| plan.saved.contains(&tensor.site)).unwrap_or(plan.tensors.len());
         plan.tensors.splice(whole..whole, gates);
         Ok(plan)
     }
@@ -125,7 +111,8 @@ impl AdapterConfig for Config {
             }
             let site = parts.site(id);
             let gate = |child: &Child| {
-                let get = |part| parts.get(&compose::gate_name(&child.name, site, part)).map(tch::Tensor::shallow_clone).ok();
+                let get =
+                    |part| parts.get(&compose::gate_name(&child.name, site, part)).map(tch::Tensor::shallow_clone).ok();
                 Some((get(GATE[0])?, get(GATE[1])?))
             };
             Ok(Some(compose::Join::Sum(self.adapters.iter().map(gate).collect())))

@@ -12,17 +12,9 @@
 //!
 //! Li and Liang, *Prefix-Tuning: Optimizing Continuous Prompts for Generation*, 2021.
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Role, Site};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-
-use super::common::{positive, sample_job};
+use super::Virtual;
+use super::prelude::*;
 use super::prompting::{self, Prompting, Sizes};
-use super::{AdapterConfig, Export, Options, Virtual};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::{Plan, PlannedTensor};
 
 /// Options of prefix tuning.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -51,34 +43,30 @@ pub enum InitWeights {
     Zero,
 }
 
-static CARD: Card = Card {
-    name: "prefix",
-    kind: MethodKind::Adapter,
-    title: "Prefix tuning",
-    summary: "Puts trained keys and values in front of those of every sequence, in each block.",
-    formula: "`softmax(q [P_k; k]^T) [P_v; v]` in every attention of a sequence on itself.",
-    paper: "Li and Liang, Prefix-Tuning: Optimizing Continuous Prompts for Generation, 2021 (arXiv:2101.00190)",
-    status: Status::Stable,
-    roles: &[Role::AttnKv],
-    sync: &[Sync::MeanGrads],
-    mergeable: false,
-    identity_at_init: false,
-    peft_type: Some("PREFIX_TUNING"),
-    sample_job: sample_job!("prefix", ", num_virtual_tokens: 16"),
-    invalid: &[
-        Invalid { options: r#"{"num_virtual_tokens": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"encoder_hidden_size": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"init_weights": "ones"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"token_dim": 7}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"num_layers": 9}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"num_transformer_submodules": 3}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"modules_to_save": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
-        Invalid { options: r#"{"num_virtual_token": 5}"#, code: code::UNKNOWN_KEY },
-    ],
-};
-
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "prefix",
+        title: "Prefix tuning",
+        summary: "Puts trained keys and values in front of those of every sequence, in each block.",
+        formula: "`softmax(q [P_k; k]^T) [P_v; v]` in every attention of a sequence on itself.",
+        paper: "Li and Liang, Prefix-Tuning: Optimizing Continuous Prompts for Generation, 2021 (arXiv:2101.00190)",
+        roles: &[Role::AttnKv],
+        mergeable: false,
+        identity_at_init: false,
+        peft_type: Some("PREFIX_TUNING"),
+        sample_job: sample_job!("prefix", ", num_virtual_tokens: 16"),
+        invalid: &[
+            Invalid { options: r#"{"num_virtual_tokens": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"encoder_hidden_size": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"init_weights": "ones"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"token_dim": 7}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"num_layers": 9}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"num_transformer_submodules": 3}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"modules_to_save": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+            Invalid { options: r#"{"num_virtual_token": 5}"#, code: code::UNKNOWN_KEY },
+        ],
+        ..Card::ADAPTER
+    };
 
     fn imported(self) -> Self {
         Self { imported: true, ..self }
@@ -120,10 +108,6 @@ fn sizes(attentions: &[&Site]) -> Sizes {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
-
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         let attentions = prompting::attentions(model)?;
         let sizes = sizes(&attentions);

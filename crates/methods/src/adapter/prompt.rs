@@ -6,17 +6,11 @@
 //!
 //! Lester et al., *The Power of Scale for Parameter-Efficient Prompt Tuning*, 2021.
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Role};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
-use super::common::{refuse, sample_job};
+use super::Virtual;
+use super::prelude::*;
 use super::prompting::{self, Prompting};
-use super::{AdapterConfig, Export, Options, Virtual};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::Plan;
 
 /// Options of prompt tuning.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -56,37 +50,36 @@ pub enum Beginning {
     Text,
 }
 
-static CARD: Card = Card {
-    name: "prompt",
-    kind: MethodKind::Adapter,
-    title: "Prompt tuning",
-    summary: "Puts trained rows in front of the token embeddings of every sequence.",
-    formula: "`[P; E(tokens)]` at the token table; `P` is `[num_virtual_tokens, hidden]`.",
-    paper: "Lester et al., The Power of Scale for Parameter-Efficient Prompt Tuning, 2021 (arXiv:2104.08691)",
-    status: Status::Stable,
-    roles: &[Role::Embed],
-    sync: &[Sync::MeanGrads],
-    mergeable: false,
-    identity_at_init: false,
-    peft_type: Some("PROMPT_TUNING"),
-    sample_job: sample_job!("prompt", ", num_virtual_tokens: 16, prompt_tuning_init: SAMPLE_VOCAB"),
-    invalid: &[
-        Invalid { options: r#"{"num_virtual_tokens": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"token_dim": 7}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"prompt_tuning_init": "ONES"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"prompt_tuning_init": "TEXT"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"prompt_tuning_init": "TEXT", "prompt_tuning_init_ids": []}"#, code: code::METHOD_CONFIG },
-        Invalid {
-            options: r#"{"prompt_tuning_init": "TEXT", "prompt_tuning_init_ids": [9999999]}"#,
-            code: code::METHOD_CONFIG,
-        },
-        Invalid { options: r#"{"tokenizer_kwargs": {"use_fast": true}}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"num_virtual_token": 5}"#, code: code::UNKNOWN_KEY },
-    ],
-};
-
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "prompt",
+        title: "Prompt tuning",
+        summary: "Puts trained rows in front of the token embeddings of every sequence.",
+        formula: "`[P; E(tokens)]` at the token table; `P` is `[num_virtual_tokens, hidden]`.",
+        paper: "Lester et al., The Power of Scale for Parameter-Efficient Prompt Tuning, 2021 (arXiv:2104.08691)",
+        roles: &[Role::Embed],
+        mergeable: false,
+        identity_at_init: false,
+        peft_type: Some("PROMPT_TUNING"),
+        sample_job: sample_job!("prompt", ", num_virtual_tokens: 16, prompt_tuning_init: SAMPLE_VOCAB"),
+        invalid: &[
+            Invalid { options: r#"{"num_virtual_tokens": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"token_dim": 7}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"prompt_tuning_init": "ONES"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"prompt_tuning_init": "TEXT"}"#, code: code::METHOD_CONFIG },
+            Invalid {
+                options: r#"{"prompt_tuning_init": "TEXT", "prompt_tuning_init_ids": []}"#,
+                code: code::METHOD_CONFIG,
+            },
+            Invalid {
+                options: r#"{"prompt_tuning_init": "TEXT", "prompt_tuning_init_ids": [9999999]}"#,
+                code: code::METHOD_CONFIG,
+            },
+            Invalid { options: r#"{"tokenizer_kwargs": {"use_fast": true}}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"num_virtual_token": 5}"#, code: code::UNKNOWN_KEY },
+        ],
+        ..Card::ADAPTER
+    };
 
     fn imported(self) -> Self {
         Self { imported: true, ..self }
@@ -117,10 +110,6 @@ impl Config {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
-
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         let (site, sizes) = (prompting::token_table(model)?, prompting::token_sizes(model)?);
         self.prompting.check(&sizes, model)?;

@@ -9,16 +9,10 @@
 //!
 //! Albert et al., *RandLoRA: Full-rank Parameter-Efficient Fine-Tuning of Large Models*, 2025.
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Dims, Init, Site};
+use pleach_nn::Dims;
 
-use super::common::{
-    Bias, LINEAR, Layers, Projection, Targets, linear_plan, options, parameter, peft_tuner, positive, positive_number,
-    sample_job, share,
-};
-use super::{AdapterConfig, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::{Plan, PlannedTensor};
+use super::common::{LINEAR, Projection, linear_plan, positive_number};
+use super::prelude::*;
 
 options! {
     /// Options of RandLoRA.
@@ -51,36 +45,30 @@ options! {
     }
 }
 
-static CARD: Card = Card {
-    name: "randlora",
-    kind: MethodKind::Adapter,
-    title: "RandLoRA",
-    summary: "Adds a full-rank sum of random low-rank products with trained weights to linear maps.",
-    formula: "`y = W x + b + (randlora_alpha / r) sum_n B_n diag(lambda_n) A diag(gamma_n) x`; `A` and `B` are frozen, \
-              random and shared, `lambda` begins at zero.",
-    paper: "Albert et al., RandLoRA: Full-rank Parameter-Efficient Fine-Tuning of Large Models, 2025 (arXiv:2502.00987)",
-    status: Status::Stable,
-    roles: LINEAR,
-    sync: &[Sync::MeanGrads],
-    mergeable: true,
-    identity_at_init: true,
-    peft_type: Some("RANDLORA"),
-    sample_job: sample_job!("randlora", ", r: 16, randlora_alpha: 320"),
-    invalid: &[
-        Invalid { options: r#"{"r": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"randlora_alpha": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"randlora_dropout": 1.0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"bias": "some_only"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
-        Invalid { options: r#"{"d_initial": 0.1}"#, code: code::UNKNOWN_KEY },
-    ],
-};
-
 const A: &str = "base_model.randlora_A";
 const B: &str = "base_model.randlora_B";
 
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "randlora",
+        title: "RandLoRA",
+        summary: "Adds a full-rank sum of random low-rank products with trained weights to linear maps.",
+        formula: "`y = W x + b + (randlora_alpha / r) sum_n B_n diag(lambda_n) A diag(gamma_n) x`; `A` and `B` are frozen, \
+                  random and shared, `lambda` begins at zero.",
+        paper: "Albert et al., RandLoRA: Full-rank Parameter-Efficient Fine-Tuning of Large Models, 2025 (arXiv:2502.00987)",
+        roles: LINEAR,
+        peft_type: Some("RANDLORA"),
+        sample_job: sample_job!("randlora", ", r: 16, randlora_alpha: 320"),
+        invalid: &[
+            Invalid { options: r#"{"r": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"randlora_alpha": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"randlora_dropout": 1.0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"bias": "some_only"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+            Invalid { options: r#"{"d_initial": 0.1}"#, code: code::UNKNOWN_KEY },
+        ],
+        ..Card::ADAPTER
+    };
 
     fn validate(&self) -> Result<()> {
         Bias::named(&self.bias, "randlora_only")?;

@@ -5,16 +5,8 @@
 //!
 //! Pfeiffer et al., *MAD-X*, 2020 (a task adapter on a language adapter).
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Role};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
-use super::common::sample_job;
 use super::compose::{self, Child};
-use super::{AdapterConfig, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::Plan;
+use super::prelude::*;
 
 /// Options of a stack.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -26,44 +18,47 @@ pub struct Config {
 }
 
 /// Compositions act wherever their adapters do.
-pub(crate) const ROLES: &[Role] =
-    &[Role::Embed, Role::Linear, Role::Head, Role::Norm, Role::Conv, Role::AttnKv, Role::AttnScores, Role::SublayerOut, Role::BlockIn, Role::BlockOut];
-
-static CARD: Card = Card {
-    name: "stack",
-    kind: MethodKind::Adapter,
-    title: "Stack of adapters",
-    summary: "Several adapters, each on what the one before it gave.",
-    formula: "`y = a_n(.. a_2(a_1(x)))` at every site where several act.",
-    paper: "Pfeiffer et al., MAD-X, 2020 (arXiv:2005.00052)",
-    status: Status::Stable,
-    roles: ROLES,
-    sync: &[Sync::MeanGrads],
-    mergeable: true,
-    identity_at_init: true,
-    peft_type: None,
-    sample_job: sample_job!(
-        "stack",
-        ", adapters: [{name: language, method: bottleneck, preset: seq_bn_inv, frozen: true}, {name: task, method: bottleneck}]"
-    ),
-    invalid: &[
-        Invalid { options: r#"{}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"adapters": [{"name": "a", "method": "lorra"}]}"#, code: code::METHOD_UNKNOWN },
-        Invalid { options: r#"{"adapters": [{"name": "a.b", "method": "lora"}]}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"adapters": [{"name": "a", "method": "lora", "rr": 1}]}"#, code: code::UNKNOWN_KEY },
-        Invalid {
-            options: r#"{"adapters": [{"name": "a", "method": "lora"}, {"name": "a", "method": "lora"}]}"#,
-            code: code::METHOD_CONFIG,
-        },
-        Invalid {
-            options: r#"{"adapters": [{"name": "a", "method": "prefix", "num_virtual_tokens": 2}, {"name": "b", "method": "prefix", "num_virtual_tokens": 2}]}"#,
-            code: code::METHOD_CONFIG,
-        },
-    ],
-};
+pub(crate) const ROLES: &[Role] = &[
+    Role::Embed,
+    Role::Linear,
+    Role::Head,
+    Role::Norm,
+    Role::Conv,
+    Role::AttnKv,
+    Role::AttnScores,
+    Role::SublayerOut,
+    Role::BlockIn,
+    Role::BlockOut,
+];
 
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "stack",
+        title: "Stack of adapters",
+        summary: "Several adapters, each on what the one before it gave.",
+        formula: "`y = a_n(.. a_2(a_1(x)))` at every site where several act.",
+        paper: "Pfeiffer et al., MAD-X, 2020 (arXiv:2005.00052)",
+        roles: ROLES,
+        sample_job: sample_job!(
+            "stack",
+            ", adapters: [{name: language, method: bottleneck, preset: seq_bn_inv, frozen: true}, {name: task, method: bottleneck}]"
+        ),
+        invalid: &[
+            Invalid { options: r#"{}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"adapters": [{"name": "a", "method": "lorra"}]}"#, code: code::METHOD_UNKNOWN },
+            Invalid { options: r#"{"adapters": [{"name": "a.b", "method": "lora"}]}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"adapters": [{"name": "a", "method": "lora", "rr": 1}]}"#, code: code::UNKNOWN_KEY },
+            Invalid {
+                options: r#"{"adapters": [{"name": "a", "method": "lora"}, {"name": "a", "method": "lora"}]}"#,
+                code: code::METHOD_CONFIG,
+            },
+            Invalid {
+                options: r#"{"adapters": [{"name": "a", "method": "prefix", "num_virtual_tokens": 2}, {"name": "b", "method": "prefix", "num_virtual_tokens": 2}]}"#,
+                code: code::METHOD_CONFIG,
+            },
+        ],
+        ..Card::ADAPTER
+    };
 
     const EXAMPLE: &'static str = r#"{"adapters": [{"name": "a", "method": "lora", "r": 2},
         {"name": "b", "method": "lora", "r": 3, "target_modules": "all-linear"}]}"#;
@@ -78,10 +73,6 @@ impl Options for Config {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
-
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         compose::plan(&self.adapters, false, model)
     }

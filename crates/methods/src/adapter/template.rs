@@ -3,16 +3,9 @@
 //! Attaches to linear maps, by default to the queries and values of attention. The product is float32 and is rounded to
 //! the base's precision. Deviates from no paper: it is the worked example of docs/adding-a-method.md.
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Role};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-
-use super::common::{Selection, Targets, own_config, parameter, query_value, refuse, sample_job};
-use super::{AdapterConfig, Export, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::Plan;
+use super::common::{Selection, own_config, query_value};
+use super::prelude::*;
+use crate::card::Status;
 
 /// Options of Gain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -32,30 +25,24 @@ impl Default for Config {
     }
 }
 
-static CARD: Card = Card {
-    name: "gain",
-    kind: MethodKind::Adapter,
-    title: "Gain",
-    summary: "Scales the results of linear maps by a trained vector.",
-    formula: "`y = (1 + strength * g) * (W x + b)`; `g` begins at zero.",
-    paper: "none: an example",
-    status: Status::Experimental,
-    roles: ROLES,
-    sync: &[Sync::MeanGrads],
-    mergeable: true,
-    identity_at_init: true,
-    peft_type: None,
-    sample_job: sample_job!("gain", ", target_modules: all-linear"),
-    invalid: &[
-        Invalid { options: r#"{"strength": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
-    ],
-};
-
 const ROLES: &[Role] = &[Role::Linear, Role::Head];
 
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "gain",
+        title: "Gain",
+        summary: "Scales the results of linear maps by a trained vector.",
+        formula: "`y = (1 + strength * g) * (W x + b)`; `g` begins at zero.",
+        paper: "none: an example",
+        status: Status::Experimental,
+        roles: ROLES,
+        sample_job: sample_job!("gain", ", target_modules: all-linear"),
+        invalid: &[
+            Invalid { options: r#"{"strength": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+        ],
+        ..Card::ADAPTER
+    };
 
     fn validate(&self) -> Result<()> {
         let usable = self.strength.is_finite() && self.strength != 0.0;
@@ -64,17 +51,13 @@ impl Options for Config {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
-
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         let selection = Selection { targets: &self.targets, layers: None, roles: ROLES, default: query_value };
         selection.plan(model, |site| Ok([parameter(site, "gain", [site.dims.output], Init::Zeros)]))
     }
 
     fn adapter_config(&self, model: &dyn BackboneConfig, _: &Plan, export: &Export<'_>) -> Map<String, Value> {
-        own_config(&CARD, self, model, export)
+        own_config(self, model, export)
     }
 
     #[cfg(feature = "torch")]

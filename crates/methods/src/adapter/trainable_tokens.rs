@@ -3,16 +3,13 @@
 //! The trained rows stand in for the frozen ones (they are not added), as in PEFT. Where other modules share the table's
 //! weight, such as a tied output head, they use the trained rows too; PEFT's file then has the rows once for each.
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Modules, Role, Site, SiteId, Sites, Target};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use pleach_nn::{Modules, SiteId, Sites, Target};
+use serde_json::json;
 
-use super::common::{ModulesSchema, peft_config, refuse, sample_job};
-use super::{AdapterConfig, Export, Options, prompting};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::{Keep, Plan, PlannedTensor};
+use super::common::{ModulesSchema, peft_config};
+use super::prelude::*;
+use super::prompting;
+use crate::plan::Keep;
 
 /// Options of trainable tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -33,35 +30,32 @@ impl Default for Config {
     }
 }
 
-static CARD: Card = Card {
-    name: "trainable_tokens",
-    kind: MethodKind::Adapter,
-    title: "Trainable tokens",
-    summary: "Trains some rows of the token table.",
-    formula: "Row `i` of the table is a trained one for every `i` of `token_indices`, in a tied output head too.",
-    paper: "PEFT's TrainableTokens, 2025 (no paper)",
-    status: Status::Stable,
-    roles: &[Role::Embed],
-    sync: &[Sync::MeanGrads],
-    mergeable: true,
-    identity_at_init: true,
-    peft_type: Some("TRAINABLE_TOKENS"),
-    sample_job: sample_job!("trainable_tokens", ", token_indices: [5, 17]"),
-    invalid: &[
-        Invalid { options: "{}", code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"token_indices": [3, 3]}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"token_indices": [99999999]}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"token_indices": [1], "target_modules": "all-linear"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"token_indices": [1], "target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
-        Invalid { options: r#"{"tokens": [1]}"#, code: code::UNKNOWN_KEY },
-    ],
-};
-
 /// The part of every target.
 pub(super) const DELTA: &str = "trainable_tokens_delta";
 
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "trainable_tokens",
+        title: "Trainable tokens",
+        summary: "Trains some rows of the token table.",
+        formula: "Row `i` of the table is a trained one for every `i` of `token_indices`, in a tied output head too.",
+        paper: "PEFT's TrainableTokens, 2025 (no paper)",
+        roles: &[Role::Embed],
+        peft_type: Some("TRAINABLE_TOKENS"),
+        sample_job: sample_job!("trainable_tokens", ", token_indices: [5, 17]"),
+        invalid: &[
+            Invalid { options: "{}", code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"token_indices": [3, 3]}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"token_indices": [99999999]}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"token_indices": [1], "target_modules": "all-linear"}"#, code: code::METHOD_CONFIG },
+            Invalid {
+                options: r#"{"token_indices": [1], "target_modules": ["no_such_module"]}"#,
+                code: code::TARGET_NOTHING,
+            },
+            Invalid { options: r#"{"tokens": [1]}"#, code: code::UNKNOWN_KEY },
+        ],
+        ..Card::ADAPTER
+    };
 
     const EXAMPLE: &'static str = r#"{"token_indices": [0, 5]}"#;
 
@@ -121,10 +115,6 @@ pub(super) fn sharing(sites: &Sites, table: SiteId) -> Vec<SiteId> {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
-
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         let (chosen, sites) = (self.targets(model)?, model.sites());
         let mut plan = Plan::default();

@@ -7,15 +7,8 @@
 //!
 //! Kopiczko, Blankevoort, Asano, *VeRA: Vector-based Random Matrix Adaptation*, 2023.
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Site};
-
-use super::common::{
-    Bias, LINEAR, Layers, Projection, Targets, linear_plan, options, parameter, peft_tuner, positive, sample_job, share,
-};
-use super::{AdapterConfig, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::{Plan, PlannedTensor};
+use super::common::{LINEAR, Projection, linear_plan};
+use super::prelude::*;
 
 options! {
     /// Options of VeRA.
@@ -44,35 +37,29 @@ options! {
     }
 }
 
-static CARD: Card = Card {
-    name: "vera",
-    kind: MethodKind::Adapter,
-    title: "VeRA",
-    summary: "Trains two vectors a module around one random low-rank pair that all modules share.",
-    formula: "`y = W x + b + lambda_b * (B (lambda_d * (A x)))`; `A` and `B` are frozen and shared, `lambda_b` begins at zero.",
-    paper: "Kopiczko, Blankevoort, Asano, VeRA: Vector-based Random Matrix Adaptation, 2023 (arXiv:2310.11454)",
-    status: Status::Stable,
-    roles: LINEAR,
-    sync: &[Sync::MeanGrads],
-    mergeable: true,
-    identity_at_init: true,
-    peft_type: Some("VERA"),
-    sample_job: sample_job!("vera", ", r: 128, target_modules: all-linear"),
-    invalid: &[
-        Invalid { options: r#"{"r": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"vera_dropout": 1.0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"bias": "some_only"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"projection_prng_key": 0.5}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
-        Invalid { options: r#"{"lora_alpha": 16}"#, code: code::UNKNOWN_KEY },
-    ],
-};
-
 const A: &str = "base_model.vera_A";
 const B: &str = "base_model.vera_B";
 
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "vera",
+        title: "VeRA",
+        summary: "Trains two vectors a module around one random low-rank pair that all modules share.",
+        formula: "`y = W x + b + lambda_b * (B (lambda_d * (A x)))`; `A` and `B` are frozen and shared, `lambda_b` begins at zero.",
+        paper: "Kopiczko, Blankevoort, Asano, VeRA: Vector-based Random Matrix Adaptation, 2023 (arXiv:2310.11454)",
+        roles: LINEAR,
+        peft_type: Some("VERA"),
+        sample_job: sample_job!("vera", ", r: 128, target_modules: all-linear"),
+        invalid: &[
+            Invalid { options: r#"{"r": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"vera_dropout": 1.0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"bias": "some_only"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"projection_prng_key": 0.5}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+            Invalid { options: r#"{"lora_alpha": 16}"#, code: code::UNKNOWN_KEY },
+        ],
+        ..Card::ADAPTER
+    };
 
     fn validate(&self) -> Result<()> {
         Bias::named(&self.bias, "vera_only")?;

@@ -13,20 +13,12 @@ mod allocate;
 mod run;
 
 use indexmap::IndexMap;
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Init, Role, Site};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use super::common::{
-    Bias, Layers, Selection, Targets, biases, parameter, peft_config, positive, query_value, refuse, sample_job, share,
-};
+use super::common::{Selection, biases, peft_config, query_value};
 use super::lora::LATER_OF_LORA;
-use super::{AdapterConfig, Export, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
+use super::prelude::*;
 use crate::options::Later;
-use crate::plan::{Keep, Plan, PlannedTensor};
+use crate::plan::Keep;
 
 /// Options of AdaLoRA.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -99,38 +91,32 @@ impl Default for Config {
     }
 }
 
-static CARD: Card = Card {
-    name: "adalora",
-    kind: MethodKind::Adapter,
-    title: "AdaLoRA",
-    summary: "Adds a low-rank product whose ranks move to the maps that need them while training.",
-    formula: "`y = W x + b + (lora_alpha / init_r) B diag(E) A x` at every chosen linear map; `E` begins at zero, and \
-              its least important entries are put to zero on a schedule.",
-    paper: "Zhang et al., Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning, 2023 (arXiv:2303.10512)",
-    status: Status::Stable,
-    roles: ROLES,
-    sync: &[Sync::MeanGrads],
-    mergeable: true,
-    identity_at_init: true,
-    peft_type: Some("ADALORA"),
-    sample_job: sample_job!("adalora", ", init_r: 12, target_r: 4, tinit: 20, tfinal: 30, deltaT: 5"),
-    invalid: &[
-        Invalid { options: r#"{"init_r": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"target_r": 13}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"deltaT": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"beta1": 1.0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"beta2": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"orth_reg_weight": -1}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"total_step": 10, "tinit": 5, "tfinal": 5}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"use_dora": true}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
-    ],
-};
-
 const ROLES: &[Role] = &[Role::Linear, Role::Head];
 
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "adalora",
+        title: "AdaLoRA",
+        summary: "Adds a low-rank product whose ranks move to the maps that need them while training.",
+        formula: "`y = W x + b + (lora_alpha / init_r) B diag(E) A x` at every chosen linear map; `E` begins at zero, and \
+                  its least important entries are put to zero on a schedule.",
+        paper: "Zhang et al., Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning, 2023 (arXiv:2303.10512)",
+        roles: ROLES,
+        peft_type: Some("ADALORA"),
+        sample_job: sample_job!("adalora", ", init_r: 12, target_r: 4, tinit: 20, tfinal: 30, deltaT: 5"),
+        invalid: &[
+            Invalid { options: r#"{"init_r": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"target_r": 13}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"deltaT": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"beta1": 1.0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"beta2": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"orth_reg_weight": -1}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"total_step": 10, "tinit": 5, "tfinal": 5}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"use_dora": true}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+        ],
+        ..Card::ADAPTER
+    };
 
     const LATER: &'static [Later] = &LATER;
 
@@ -212,10 +198,6 @@ impl Config {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
-
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         let (targets, layers) = (&self.targets, Some(&self.layers));
         let selection = Selection { targets, layers, roles: ROLES, default: query_value };

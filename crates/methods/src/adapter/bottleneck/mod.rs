@@ -22,11 +22,7 @@ mod sublayer;
 use std::fmt::Debug;
 use std::marker::PhantomData;
 
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Role};
-use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value};
+use serde::Deserializer;
 
 pub use options::{Bn, Coupling, InitWeights, PostAdd, Reduction, Residual, RuleInit, Scaling, TrainedScaling};
 #[cfg(feature = "torch")]
@@ -36,10 +32,8 @@ pub(crate) use sublayer::around;
 #[cfg(feature = "torch")]
 pub use sublayer::{Io, State, Sublayer};
 
-use super::common::{own_config, sample_job};
-use super::{AdapterConfig, Export, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
-use crate::plan::Plan;
+use super::common::own_config;
+use super::prelude::*;
 
 /// A method over these options: its card and the preset that its options begin with.
 pub trait Kind: Debug + Clone + PartialEq + Send + std::marker::Sync + 'static {
@@ -82,7 +76,8 @@ impl<'de, K: Kind> Deserialize<'de> for Of<K> {
             Some(name) => String::deserialize(name).map_err(D::Error::custom)?,
             None => K::PRESET.to_owned(),
         };
-        let bn = Bn::preset(&preset).ok_or_else(|| D::Error::custom(format!("`{preset}` is not one of the presets")))?;
+        let bn =
+            Bn::preset(&preset).ok_or_else(|| D::Error::custom(format!("`{preset}` is not one of the presets")))?;
         let whole = map.remove("modules_to_save").map(Option::deserialize).transpose().map_err(D::Error::custom)?;
         let mut fields = serde_json::to_value(bn).map_err(D::Error::custom)?;
         if let Value::Object(fields) = &mut fields {
@@ -110,19 +105,15 @@ pub(crate) const ROLES: &[Role] = &[Role::SublayerOut, Role::BlockIn, Role::Head
 
 static CARD: Card = Card {
     name: "bottleneck",
-    kind: MethodKind::Adapter,
     title: "Bottleneck adapter",
     summary: "Puts a small feed-forward network behind attention or the feed-forward part of every block.",
     formula: "`h + s U act(D h)` behind a part of a block; `D` `[hidden / reduction_factor, hidden]`, `U` back. `preset` \
               chooses AdapterHub's combination of the other options.",
     paper: "Houlsby et al., Parameter-Efficient Transfer Learning for NLP, 2019 (arXiv:1902.00751); Pfeiffer et al., \
             AdapterFusion, 2020 (arXiv:2005.00247); He et al., 2021 (arXiv:2110.04366)",
-    status: Status::Stable,
     roles: ROLES,
-    sync: &[Sync::MeanGrads],
     mergeable: false,
     identity_at_init: false,
-    peft_type: None,
     sample_job: sample_job!("bottleneck", ", preset: double_seq_bn, reduction_factor: 16"),
     invalid: &[
         Invalid { options: r#"{"preset": "seq_bm"}"#, code: code::METHOD_CONFIG },
@@ -137,6 +128,7 @@ static CARD: Card = Card {
         Invalid { options: r#"{"leave_out": [0, 1, 2, 3]}"#, code: code::TARGET_NOTHING },
         Invalid { options: r#"{"reduction_faktor": 16}"#, code: code::UNKNOWN_KEY },
     ],
+    ..Card::ADAPTER
 };
 
 impl<K: Kind> Options for Of<K> {
@@ -152,16 +144,12 @@ impl<K: Kind> Options for Of<K> {
 }
 
 impl<K: Kind> AdapterConfig for Of<K> {
-    fn card(&self) -> &'static Card {
-        K::CARD
-    }
-
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         plan::plan(&self.bn, self.modules_to_save.as_deref(), model)
     }
 
     fn adapter_config(&self, model: &dyn BackboneConfig, _: &Plan, export: &Export<'_>) -> Map<String, Value> {
-        own_config(K::CARD, self, model, export)
+        own_config(self, model, export)
     }
 
     fn bottleneck(&self) -> Option<Bn> {

@@ -205,11 +205,8 @@ impl Default for Bn {
 impl Bn {
     /// AdapterHub's preset of this name.
     pub(crate) fn preset(name: &str) -> Option<Self> {
-        let inverse = |bn: Self| Self {
-            inv_adapter: Some(Coupling::Nice),
-            inv_adapter_reduction_factor: Some(2.0),
-            ..bn
-        };
+        let inverse =
+            |bn: Self| Self { inv_adapter: Some(Coupling::Nice), inv_adapter_reduction_factor: Some(2.0), ..bn };
         let products = |bn: Self| Self {
             phm_layer: true,
             reduction_factor: Reduction::All(32.0),
@@ -282,7 +279,10 @@ impl Bn {
             return Err(refuse("stochastic_depth", "is for adapters behind a part: set is_parallel to false"));
         }
         if !(self.mh_adapter || self.output_adapter || self.cross_adapter || self.inv_adapter.is_some()) {
-            return Err(refuse("mh_adapter", "all of mh_adapter, output_adapter, cross_adapter and inv_adapter are off"));
+            return Err(refuse(
+                "mh_adapter",
+                "all of mh_adapter, output_adapter, cross_adapter and inv_adapter are off",
+            ));
         }
         if self.phm_layer { self.validate_products() } else { Ok(()) }
     }
@@ -294,7 +294,10 @@ impl Bn {
             }
         }
         if self.init_weights != InitWeights::Bert {
-            return Err(refuse("init_weights", "products begin in their own way: `bert` is the only choice with phm_layer"));
+            return Err(refuse(
+                "init_weights",
+                "products begin in their own way: `bert` is the only choice with phm_layer",
+            ));
         }
         if self.shared_w_phm && !matches!(self.reduction_factor, Reduction::All(_)) {
             return Err(refuse("shared_W_phm", "needs one reduction_factor for all blocks"));
@@ -323,7 +326,8 @@ impl Bn {
         for site in super::plan::sublayers(self, model)? {
             let (hidden, block) = (site.dims.output, site.block.unwrap_or_default());
             if self.width(hidden, block)? != plain.width(hidden, block)? {
-                let why = format!("AdapterHub wants a width that phm_dim {} divides; `{}` has none", self.phm_dim, site.path);
+                let why =
+                    format!("AdapterHub wants a width that phm_dim {} divides; `{}` has none", self.phm_dim, site.path);
                 return Err(refuse("reduction_factor", &why));
             }
         }

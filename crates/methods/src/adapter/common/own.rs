@@ -4,13 +4,11 @@ use pleach_nn::BackboneConfig;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::adapter::Export;
-use crate::card::Card;
+use crate::adapter::{Export, Options};
 
 /// The fields: `pleach_method`, the options, and what every adapter folder says of its base.
-pub(crate) fn own_config(
-    card: &Card,
-    options: &impl Serialize,
+pub(crate) fn own_config<C: Options + Serialize>(
+    options: &C,
     model: &dyn BackboneConfig,
     export: &Export<'_>,
 ) -> Map<String, Value> {
@@ -19,7 +17,7 @@ pub(crate) fn own_config(
         _ => Map::new(),
     };
     let shared = [
-        ("pleach_method", json!(card.name)),
+        ("pleach_method", json!(C::CARD.name)),
         ("base_model_name_or_path", json!(export.base)),
         ("task_type", json!(model.info().head.task_type())),
     ];

@@ -71,14 +71,10 @@ macro_rules! options {
 }
 pub(crate) use options;
 
-/// Within `impl AdapterConfig for Config`: the card, the file, written by the named function over the field `targets`, and
+/// Within `impl AdapterConfig for Config`: the file, written by the named function over the field `targets`, and
 /// the hooks of the module `run`, with biases around them; `initial` too where it is named.
 macro_rules! peft_tuner {
     ($write:ident $(, $initial:ident)?) => {
-        fn card(&self) -> &'static $crate::card::Card {
-            &CARD
-        }
-
         fn adapter_config(
             &self,
             model: &dyn pleach_nn::BackboneConfig,

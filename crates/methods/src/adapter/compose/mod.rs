@@ -147,7 +147,7 @@ macro_rules! passed_on {
             _: &$crate::plan::Plan,
             export: &$crate::adapter::Export<'_>,
         ) -> ::serde_json::Map<String, ::serde_json::Value> {
-            $crate::adapter::common::own_config(&CARD, self, model, export)
+            $crate::adapter::common::own_config(self, model, export)
         }
 
         fn virtual_tokens(&self) -> $crate::adapter::Virtual {

@@ -60,7 +60,11 @@ fn conv(site: &Site, r: usize) -> (Vec<usize>, Vec<usize>, usize) {
     };
     let fan_in = kernel.iter().product();
     let ones = kernel.iter().skip(1).map(|_| 1);
-    ([r].into_iter().chain(kernel.iter().copied()).collect(), [site.dims.output, r].into_iter().chain(ones).collect(), fan_in)
+    (
+        [r].into_iter().chain(kernel.iter().copied()).collect(),
+        [site.dims.output, r].into_iter().chain(ones).collect(),
+        fan_in,
+    )
 }
 
 #[cfg(feature = "torch")]
@@ -139,7 +143,8 @@ mod imp {
 
         /// `s B A x` by the frozen operation with the factors as weights; `x` is dropped already.
         pub(in super::super) fn rerun(&self, x: &[Tensor], base: &BaseOp<'_>) -> Option<Tensor> {
-            let run = |weight: Tensor, x: &[Tensor]| base.run_with(&OpWeights { weight, bias: None }, x).into_iter().next();
+            let run =
+                |weight: Tensor, x: &[Tensor]| base.run_with(&OpWeights { weight, bias: None }, x).into_iter().next();
             if let Some((a, b)) = self.stacked() {
                 let ids = x.get(1)?.shallow_clone();
                 let low = run(a, &[x.first()?.to_kind(Kind::Float), ids.shallow_clone()])?; // [.., k, r]
@@ -192,7 +197,9 @@ mod imp {
             };
             match (&self.bias, merged.bias) {
                 (None, bias) => Some(OpWeights { bias, ..merged }),
-                (Some(own), Some(bias)) => Some(OpWeights { weight: merged.weight, bias: Some(bias + own * self.scaling) }),
+                (Some(own), Some(bias)) => {
+                    Some(OpWeights { weight: merged.weight, bias: Some(bias + own * self.scaling) })
+                }
                 (Some(_), None) => None,
             }
         }

@@ -19,21 +19,15 @@ mod start;
 mod tokens;
 
 use indexmap::IndexMap;
-use pleach_base::{Result, code};
-use pleach_nn::{BackboneConfig, Role, Sites};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use pleach_nn::Sites;
 
-use super::common::{Bias, Layers, Selection, Targets, biases, peft_config, positive, query_value, refuse, share};
 pub(crate) use self::peft::LATER as LATER_OF_LORA;
 pub use self::start::InitWeights;
-pub use self::tokens::Tokens;
 use self::start::Start;
-use super::{AdapterConfig, Export, Options};
-use crate::card::{Card, Invalid, MethodKind, Status, Sync};
+pub use self::tokens::Tokens;
+use super::common::{Selection, biases, peft_config, query_value};
+use super::prelude::*;
 use crate::options::Later;
-use crate::plan::{Plan, PlannedTensor};
 
 /// Options of LoRA.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -106,53 +100,50 @@ impl Default for Config {
     }
 }
 
-static CARD: Card = Card {
-    name: "lora",
-    kind: MethodKind::Adapter,
-    title: "LoRA",
-    summary: "Adds a trainable low-rank product to linear maps.",
-    formula: "`y = W x + b + (lora_alpha / r) B A x` at every chosen linear map; `A` begins random, `B` at zero.",
-    paper: "Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021 (arXiv:2106.09685)",
-    status: Status::Stable,
-    roles: ALL_ROLES,
-    sync: &[Sync::MeanGrads],
-    mergeable: true,
-    identity_at_init: true,
-    peft_type: Some("LORA"),
-    sample_job: include_str!("sample.yaml"),
-    invalid: &[
-        Invalid { options: r#"{"r": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"r": "eight"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"lora_dropout": 1.0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"lora_alpha": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"bias": "some"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"use_qalora": true}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"alora_invocation_tokens": [1]}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"corda_config": {"a": 1}}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"init_lora_weights": "eva"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"init_lora_weights": "loftq"}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"init_lora_weights": "orthogonal", "r": 5}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"init_lora_weights": "pissa", "r": 4096}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"lora_bias": true, "use_dora": true}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"target_parameters": ["no_such_parameter"]}"#, code: code::TARGET_NOTHING },
-        Invalid { options: r#"{"target_parameters": ["weight"], "use_dora": true}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"trainable_token_indices": [99999999]}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"loraplus_lr_ratio": 0}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"rank_pattern": {"x": 0}}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"target_modules": "(", "r": 4}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"target_modules": "all-linear", "layers_to_transform": [0]}"#, code: code::METHOD_CONFIG },
-        Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
-        Invalid { options: r#"{"lora_aplha": 16}"#, code: code::UNKNOWN_KEY },
-    ],
-};
-
 const ROLES: &[Role] = &[Role::Linear, Role::Head, Role::Embed, Role::Conv];
 
 /// Those, and what `target_parameters` can name besides.
 const ALL_ROLES: &[Role] = &[Role::Linear, Role::Head, Role::Embed, Role::Conv, Role::Experts, Role::Router];
 
 impl Options for Config {
-    const CARD: &'static Card = &CARD;
+    const CARD: &'static Card = &Card {
+        name: "lora",
+        title: "LoRA",
+        summary: "Adds a trainable low-rank product to linear maps.",
+        formula: "`y = W x + b + (lora_alpha / r) B A x` at every chosen linear map; `A` begins random, `B` at zero.",
+        paper: "Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021 (arXiv:2106.09685)",
+        roles: ALL_ROLES,
+        peft_type: Some("LORA"),
+        sample_job: include_str!("sample.yaml"),
+        invalid: &[
+            Invalid { options: r#"{"r": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"r": "eight"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"lora_dropout": 1.0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"lora_alpha": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"bias": "some"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"use_qalora": true}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"alora_invocation_tokens": [1]}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"corda_config": {"a": 1}}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"init_lora_weights": "eva"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"init_lora_weights": "loftq"}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"init_lora_weights": "orthogonal", "r": 5}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"init_lora_weights": "pissa", "r": 4096}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"lora_bias": true, "use_dora": true}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"target_parameters": ["no_such_parameter"]}"#, code: code::TARGET_NOTHING },
+            Invalid { options: r#"{"target_parameters": ["weight"], "use_dora": true}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"trainable_token_indices": [99999999]}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"loraplus_lr_ratio": 0}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"rank_pattern": {"x": 0}}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"target_modules": "(", "r": 4}"#, code: code::METHOD_CONFIG },
+            Invalid {
+                options: r#"{"target_modules": "all-linear", "layers_to_transform": [0]}"#,
+                code: code::METHOD_CONFIG,
+            },
+            Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+            Invalid { options: r#"{"lora_aplha": 16}"#, code: code::UNKNOWN_KEY },
+        ],
+        ..Card::ADAPTER
+    };
 
     const LATER: &'static [Later] = LATER_OF_LORA;
 
@@ -197,7 +188,8 @@ impl Config {
 
     #[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "used by the hooks"))]
     fn scaling(&self, path: &str) -> Result<f64> {
-        let alpha = Sites::pattern_value(path, &self.alpha_pattern, "alpha_pattern")?.copied().unwrap_or(self.lora_alpha);
+        let alpha =
+            Sites::pattern_value(path, &self.alpha_pattern, "alpha_pattern")?.copied().unwrap_or(self.lora_alpha);
         let r = f64::from(self.rank(path)?);
         Ok(if self.use_rslora { alpha / r.sqrt() } else { alpha / r })
     }
@@ -208,10 +200,6 @@ impl Config {
 }
 
 impl AdapterConfig for Config {
-    fn card(&self) -> &'static Card {
-        &CARD
-    }
-
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         let start = self.init_lora_weights.start()?;
         let selection = self.selection();

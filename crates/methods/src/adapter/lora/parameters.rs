@@ -44,11 +44,8 @@ pub(super) fn validate(config: &Config) -> Result<()> {
     if names(config).is_none() {
         return Ok(());
     }
-    let with = [
-        ("lora_dropout", config.lora_dropout > 0.0),
-        ("use_dora", config.use_dora),
-        ("lora_bias", config.lora_bias),
-    ];
+    let with =
+        [("lora_dropout", config.lora_dropout > 0.0), ("use_dora", config.use_dora), ("lora_bias", config.lora_bias)];
     match with.iter().find(|(_, given)| *given) {
         Some((other, _)) => Err(refuse(FIELD, &format!("cannot be given together with `{other}`"))),
         None => Ok(()),
@@ -62,9 +59,8 @@ pub(super) fn validate(config: &Config) -> Result<()> {
 pub(super) fn choose(config: &Config, model: &dyn BackboneConfig, modules: &[SiteId]) -> Result<Vec<Chosen>> {
     let Some(names) = names(config) else { return Ok(Vec::new()) };
     let sites = model.sites();
-    let matches = |path: &str, name: &str| {
-        path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-    };
+    let matches =
+        |path: &str, name: &str| path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
     for name in names {
         if !sites.iter().any(|site| parameter(site).is_some_and(|path| matches(&path, name))) {
             return Err(nothing(sites, name));

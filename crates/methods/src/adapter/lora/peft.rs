@@ -21,4 +21,3 @@ pub(crate) const LATER: &[Later] = &[
     Later::off("use_qalora", "false"),
     Later::new("velora_config"),
 ];
-

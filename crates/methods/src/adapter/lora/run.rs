@@ -44,7 +44,9 @@ fn hook(config: &Config, parts: &Parts<'_>, id: SiteId) -> Result<Box<dyn SiteMe
 /// First values that are worked out from the frozen weight.
 pub(super) fn initial(config: &Config, tensor: &PlannedTensor, base: &dyn Backbone, key: Key) -> Result<Tensor> {
     let site = &base.config().sites()[tensor.site];
-    if let Some(rows) = config.trainable_token_indices.as_ref().filter(|_| tensor.part == DELTA).and_then(|t| t.of(site)) {
+    if let Some(rows) =
+        config.trainable_token_indices.as_ref().filter(|_| tensor.part == DELTA).and_then(|t| t.of(site))
+    {
         return rows.initial(tensor, base, key);
     }
     let missing = || code::INTERNAL.error(format!("`{}` has no weight", site.path));
@@ -85,7 +87,9 @@ impl SiteHook for Lora {
             .chain(x.iter().skip(1).map(Tensor::shallow_clone))
             .collect();
         let delta = self.factors.rerun(&dropped, base);
-        y.into_iter().map(|y| delta.as_ref().map_or_else(|| y.shallow_clone(), |delta| (&y + delta).to_kind(y.kind()))).collect()
+        y.into_iter()
+            .map(|y| delta.as_ref().map_or_else(|| y.shallow_clone(), |delta| (&y + delta).to_kind(y.kind())))
+            .collect()
     }
 }
 

@@ -102,7 +102,9 @@ impl Start {
             Self::Pissa { .. } | Self::Olora if plain && r > most => {
                 format!("a rank of {r} is more than `{}` has, {most}", site.path)
             }
-            Self::Olora if input_first() => format!("`olora` does not work where weights are input first: `{}`", site.path),
+            Self::Olora if input_first() => {
+                format!("`olora` does not work where weights are input first: `{}`", site.path)
+            }
             _ => return Ok(()),
         };
         Err(code::METHOD_CONFIG.error(format!("init_lora_weights: {why}")))

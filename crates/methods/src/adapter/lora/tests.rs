@@ -4,10 +4,12 @@ use pleach_nn::{HeadKind, HeadOptions, Init, ModelDir, configure};
 use serde_json::json;
 
 use super::*;
+use crate::card::MethodKind;
 use crate::registry::{Method, find};
 
 fn model(name: &str, kind: Option<HeadKind>) -> Box<dyn BackboneConfig> {
-    let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/parity")).join(name).join("model");
+    let path =
+        PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/parity")).join(name).join("model");
     configure(&ModelDir::config_only(&path).unwrap(), &HeadOptions { kind, ..HeadOptions::default() }).unwrap()
 }
 
@@ -47,7 +49,8 @@ fn counts_are_those_of_the_recorded_cases() {
 
 #[test]
 fn patterns_change_rank_and_scaling_of_what_they_match() {
-    let options = json!({"r": 8, "lora_alpha": 16, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.*v_proj": 4}});
+    let options =
+        json!({"r": 8, "lora_alpha": 16, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.*v_proj": 4}});
     let config: Config = serde_json::from_value(options.clone()).unwrap();
     let (q, v) = ("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj");
     assert_eq!((config.rank(q).unwrap(), config.rank(v).unwrap()), (2, 8));
@@ -62,7 +65,8 @@ fn patterns_change_rank_and_scaling_of_what_they_match() {
 #[test]
 fn beginnings_are_as_asked() {
     let llama = model("llama-lora", None);
-    let inits = |options: Value| -> Vec<_> { plan(&*llama, &options).unwrap().tensors[..2].iter().map(|t| t.init).collect() };
+    let inits =
+        |options: Value| -> Vec<_> { plan(&*llama, &options).unwrap().tensors[..2].iter().map(|t| t.init).collect() };
     assert_eq!(inits(json!({})), [Init::Uniform { bound: 0.125 }, Init::Zeros]);
     assert_eq!(inits(json!({"init_lora_weights": "gaussian", "r": 4})), [Init::Normal { std: 0.25 }, Init::Zeros]);
     let none = inits(json!({"init_lora_weights": false, "r": 4}));
@@ -79,7 +83,10 @@ fn modules_to_save_are_whole_and_no_targets() {
     let options = json!({"target_modules": "all-linear", "modules_to_save": ["lm_head", "layers.1.mlp"]});
     let found = plan(&*llama, &options).unwrap();
     let saved: Vec<_> = found.saved.iter().map(|id| llama.sites()[*id].path.as_str()).collect();
-    assert_eq!(saved, ["model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj", "lm_head"]);
+    assert_eq!(
+        saved,
+        ["model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj", "lm_head"]
+    );
     assert!(found.saved.iter().all(|id| !found.sites.contains(id)));
     let last = found.tensors.last().unwrap();
     assert_eq!((last.name.as_str(), last.init), ("base_model.model.lm_head.weight", Init::Base));
@@ -93,7 +100,10 @@ fn errors_begin_with_the_place() {
     let llama = model("llama-lora", None);
     let message = |options: Value| plan(&*llama, &options).unwrap_err().message().to_owned();
     assert_eq!(message(json!({"r": 0})), "spec.tasks[0].adapter.r: must be at least 1");
-    assert_eq!(message(json!({"use_qalora": true})), "spec.tasks[0].adapter.use_qalora: this build does not have this option");
+    assert_eq!(
+        message(json!({"use_qalora": true})),
+        "spec.tasks[0].adapter.use_qalora: this build does not have this option"
+    );
     assert!(message(json!({"r": "x"})).starts_with("spec.tasks[0].adapter.r: invalid type"));
     let error = plan(&*llama, &json!({"lora_aplha": 4})).unwrap_err();
     assert_eq!(error.message(), "spec.tasks[0].adapter.lora_aplha: unknown key");
@@ -104,7 +114,8 @@ fn errors_begin_with_the_place() {
 #[test]
 fn written_targets_select_the_same_in_peft() {
     let bare = model("bert-lora", Some(HeadKind::Embedding));
-    let config = lora().parse(json!({"target_modules": "all-linear", "lora_alpha": 0.5}).as_object().unwrap(), "a").unwrap();
+    let config =
+        lora().parse(json!({"target_modules": "all-linear", "lora_alpha": 0.5}).as_object().unwrap(), "a").unwrap();
     let found = config.plan(&*bare).unwrap();
     assert_eq!(found.notes.len(), 1, "the pooler is there and not run: {:?}", found.notes);
     let written = config.adapter_config(&*bare, &found, &Export { base: "b" });
@@ -157,7 +168,8 @@ fn lora_plus_speeds_up_what_comes_after_a() {
 #[test]
 fn parameters_of_one_module_are_wrapped_one_in_the_other() {
     let mixtral = model("mixtral-experts", None);
-    let options = json!({"r": 2, "target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]});
+    let options =
+        json!({"r": 2, "target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]});
     let found = plan(&*mixtral, &options).unwrap();
     let block = "base_model.model.model.layers.0.mlp.experts";
     let named: Vec<_> = found.tensors[..4].iter().map(|tensor| (tensor.name.as_str(), tensor.shape.len())).collect();

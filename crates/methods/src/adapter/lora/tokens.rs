@@ -26,7 +26,8 @@ const FIELD: &str = "trainable_token_indices";
 
 impl Tokens {
     fn rows(&self) -> Vec<Rows> {
-        let rows = |ids: &[u32], target_modules| Rows { token_indices: ids.to_vec(), target_modules, ..Rows::default() };
+        let rows =
+            |ids: &[u32], target_modules| Rows { token_indices: ids.to_vec(), target_modules, ..Rows::default() };
         match self {
             Self::Table(ids) => vec![rows(ids, None)],
             Self::Tables(tables) => {
@@ -100,11 +101,8 @@ mod imp {
         for tensor in parts.plan.trained().filter(|tensor| tensor.part == DELTA) {
             let unknown = || code::INTERNAL.error(format!("`{}` is no table with trained rows", tensor.name));
             let rows = tokens.of(parts.site(tensor.site)).ok_or_else(unknown)?;
-            let plan = Plan {
-                tensors: vec![tensor.clone()],
-                sites: sharing(parts.sites, tensor.site),
-                ..Plan::default()
-            };
+            let plan =
+                Plan { tensors: vec![tensor.clone()], sites: sharing(parts.sites, tensor.site), ..Plan::default() };
             hooks.extend(rows.hooks(&parts.under(&plan, parts.key))?);
         }
         Ok(())
