@@ -37,27 +37,7 @@ impl Trunk {
 }
 
 impl BackboneConfig for Blueprint {
-    fn info(&self) -> &ModelInfo {
-        &self.info
-    }
-
-    fn sites(&self) -> &Sites {
-        &self.sites
-    }
-
-    fn tensors(&self) -> &[TensorInfo] {
-        &self.tensors
-    }
-
-    #[cfg(feature = "torch")]
-    fn build(
-        &self,
-        dir: &crate::ModelDir,
-        device: tch::Device,
-        precision: crate::Precision,
-    ) -> pleach_base::Result<Box<dyn crate::Backbone>> {
-        Ok(Box::new(imp::Stack::load(self, dir, device, precision)?))
-    }
+    super::alike::described!(Stack);
 }
 
 #[cfg(feature = "torch")]
@@ -68,7 +48,7 @@ mod imp {
     use tch::{Device, Kind, Tensor};
 
     use super::Blueprint;
-    use crate::backbone::{BackboneConfig, Precision};
+    use crate::backbone::Precision;
     use crate::blocks::core::Given;
     use crate::blocks::embedding::{Embed, Positions};
     use crate::blocks::head::Head;
@@ -145,17 +125,7 @@ mod imp {
     }
 
     impl Backbone for Stack {
-        fn config(&self) -> &dyn BackboneConfig {
-            &self.config
-        }
-
-        fn weights(&self, site: SiteId) -> Option<&OpWeights> {
-            self.weights.get(&site)
-        }
-
-        fn device(&self) -> Device {
-            self.device
-        }
+        crate::blocks::alike::kept!();
 
         fn embed(&self, cx: &Forward<'_>, inputs: &Inputs) -> State {
             cx.check();

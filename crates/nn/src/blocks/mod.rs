@@ -4,6 +4,7 @@
 // Specifications are read when models run; without tensors they only name things.
 #![cfg_attr(not(feature = "torch"), allow(dead_code))]
 
+mod alike;
 mod attention;
 mod blueprint;
 mod builder;

@@ -31,27 +31,7 @@ pub(crate) struct TowerSpec {
 }
 
 impl BackboneConfig for Towers {
-    fn info(&self) -> &ModelInfo {
-        &self.info
-    }
-
-    fn sites(&self) -> &Sites {
-        &self.sites
-    }
-
-    fn tensors(&self) -> &[TensorInfo] {
-        &self.tensors
-    }
-
-    #[cfg(feature = "torch")]
-    fn build(
-        &self,
-        dir: &crate::ModelDir,
-        device: tch::Device,
-        precision: crate::Precision,
-    ) -> pleach_base::Result<Box<dyn crate::Backbone>> {
-        Ok(Box::new(imp::Loaded::load(self, dir, device, precision)?))
-    }
+    super::alike::described!(Loaded);
 }
 
 #[cfg(feature = "torch")]
@@ -62,7 +42,7 @@ mod imp {
     use tch::{Device, Tensor};
 
     use super::{TowerSpec, Towers};
-    use crate::backbone::{BackboneConfig, Precision};
+    use crate::backbone::Precision;
     use crate::blocks::core::Given;
     use crate::blocks::end::End;
     use crate::blocks::front::Front;
@@ -171,17 +151,7 @@ mod imp {
     }
 
     impl Backbone for Loaded {
-        fn config(&self) -> &dyn BackboneConfig {
-            &self.config
-        }
-
-        fn weights(&self, site: SiteId) -> Option<&OpWeights> {
-            self.weights.get(&site)
-        }
-
-        fn device(&self) -> Device {
-            self.device
-        }
+        crate::blocks::alike::kept!();
 
         fn embed(&self, cx: &Forward<'_>, inputs: &Inputs) -> State {
             cx.check();
