@@ -1,4 +1,4 @@
-//! What configured backbones have alike, and what loaded ones do: their fields, handed out.
+//! What configured backbones have alike, what loaded ones do, and what operations at one site do.
 
 /// Within `impl BackboneConfig`: the fields `info`, `sites` and `tensors`, and the loaded form `imp::$loaded`.
 macro_rules! described {
@@ -47,3 +47,23 @@ macro_rules! kept {
 }
 #[cfg(feature = "torch")]
 pub(super) use kept;
+
+/// Within the implementation of an operation at one site: `load` from its specification, and `visit`.
+#[cfg(feature = "torch")]
+macro_rules! at_site {
+    ($spec:ty) => {
+        pub(crate) fn load(
+            spec: $spec,
+            sites: &$crate::site::Sites,
+            weights: &$crate::run::Weights<'_>,
+        ) -> pleach_base::Result<Self> {
+            Ok(Self { spec, weights: weights.of(&sites[spec.site])? })
+        }
+
+        pub(crate) fn visit<'a>(&'a self, see: &mut dyn FnMut($crate::site::SiteId, &'a $crate::run::OpWeights)) {
+            see(self.spec.site, &self.weights);
+        }
+    };
+}
+#[cfg(feature = "torch")]
+pub(super) use at_site;

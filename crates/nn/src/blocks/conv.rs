@@ -41,12 +41,10 @@ pub(crate) use imp::Conv;
 
 #[cfg(feature = "torch")]
 mod imp {
-    use pleach_base::Result;
     use tch::Tensor;
 
     use super::ConvSpec;
-    use crate::run::{Forward, OpWeights, Weights};
-    use crate::site::{SiteId, Sites};
+    use crate::run::{Forward, OpWeights};
 
     /// A loaded convolution.
     #[derive(Debug)]
@@ -56,9 +54,7 @@ mod imp {
     }
 
     impl Conv {
-        pub(crate) fn load(spec: ConvSpec, sites: &Sites, weights: &Weights<'_>) -> Result<Self> {
-            Ok(Self { spec, weights: weights.of(&sites[spec.site])? })
-        }
+        crate::blocks::alike::at_site!(ConvSpec);
 
         /// `[batch, channels, ..]` to `[batch, channels, ..]`. `cx` has the layout of one row a sequence.
         pub(crate) fn run(&self, cx: &Forward<'_>, x: &Tensor) -> Tensor {
@@ -72,10 +68,6 @@ mod imp {
                     Some((_, second)) => x[0].conv2d(weight, bias, [first, second as i64], [pad, pad], [1, 1], 1),
                 }]
             })
-        }
-
-        pub(crate) fn visit<'a>(&'a self, see: &mut dyn FnMut(SiteId, &'a OpWeights)) {
-            see(self.spec.site, &self.weights);
         }
     }
 }

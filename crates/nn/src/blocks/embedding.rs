@@ -68,9 +68,7 @@ mod imp {
     }
 
     impl Embed {
-        pub(crate) fn load(spec: EmbedSpec, sites: &Sites, weights: &Weights<'_>) -> Result<Self> {
-            Ok(Self { spec, weights: weights.of(&sites[spec.site])? })
-        }
+        crate::blocks::alike::at_site!(EmbedSpec);
 
         /// Numbers of any shape to `[.., width]`.
         pub(crate) fn run(&self, cx: &Forward<'_>, ids: &Tensor) -> Tensor {
@@ -82,10 +80,6 @@ mod imp {
                     None => rows,
                 }]
             })
-        }
-
-        pub(crate) fn visit<'a>(&'a self, see: &mut dyn FnMut(SiteId, &'a OpWeights)) {
-            see(self.spec.site, &self.weights);
         }
     }
 

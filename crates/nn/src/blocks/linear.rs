@@ -42,12 +42,11 @@ pub(crate) use imp::Linear;
 
 #[cfg(feature = "torch")]
 mod imp {
-    use pleach_base::Result;
     use tch::Tensor;
 
     use super::LinearSpec;
-    use crate::run::{Forward, OpWeights, Weights};
-    use crate::site::{SiteId, Sites, WeightLayout};
+    use crate::run::{Forward, OpWeights};
+    use crate::site::WeightLayout;
 
     /// A loaded affine map.
     #[derive(Debug)]
@@ -57,9 +56,7 @@ mod imp {
     }
 
     impl Linear {
-        pub(crate) fn load(spec: LinearSpec, sites: &Sites, weights: &Weights<'_>) -> Result<Self> {
-            Ok(Self { spec, weights: weights.of(&sites[spec.site])? })
-        }
+        crate::blocks::alike::at_site!(LinearSpec);
 
         /// `[.., in]` to `[.., out]`.
         pub(crate) fn run(&self, cx: &Forward<'_>, x: &Tensor) -> Tensor {
@@ -72,10 +69,6 @@ mod imp {
                 };
                 vec![x[0].linear(&weight, bias.as_ref())]
             })
-        }
-
-        pub(crate) fn visit<'a>(&'a self, see: &mut dyn FnMut(SiteId, &'a OpWeights)) {
-            see(self.spec.site, &self.weights);
         }
     }
 }

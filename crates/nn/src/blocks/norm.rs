@@ -42,12 +42,10 @@ pub(crate) use imp::Norm;
 
 #[cfg(feature = "torch")]
 mod imp {
-    use pleach_base::Result;
     use tch::{Kind, Tensor};
 
     use super::{NormKind, NormShape, NormSpec};
-    use crate::run::{Forward, OpWeights, Weights};
-    use crate::site::{SiteId, Sites};
+    use crate::run::{Forward, OpWeights};
 
     /// A loaded normalisation.
     #[derive(Debug)]
@@ -57,9 +55,7 @@ mod imp {
     }
 
     impl Norm {
-        pub(crate) fn load(spec: NormSpec, sites: &Sites, weights: &Weights<'_>) -> Result<Self> {
-            Ok(Self { spec, weights: weights.of(&sites[spec.site])? })
-        }
+        crate::blocks::alike::at_site!(NormSpec);
 
         /// `[.., width]` to the same shape and kind.
         pub(crate) fn run(&self, cx: &Forward<'_>, x: &Tensor) -> Tensor {
@@ -78,10 +74,6 @@ mod imp {
                     _ => weight * unit.to_kind(x.kind()),
                 }]
             })
-        }
-
-        pub(crate) fn visit<'a>(&'a self, see: &mut dyn FnMut(SiteId, &'a OpWeights)) {
-            see(self.spec.site, &self.weights);
         }
     }
 }
