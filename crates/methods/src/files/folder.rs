@@ -26,6 +26,7 @@ pub fn new_folder(to: &Path) -> Result<()> {
 ///
 /// # Errors
 /// `IO`, and those of `write`, which is given the path to write to.
+#[cfg(feature = "torch")]
 pub(super) fn whole(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
@@ -38,6 +39,7 @@ pub(super) fn whole(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Res
 ///
 /// # Errors
 /// `IO`.
+#[cfg(feature = "torch")]
 pub(super) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).or_code(code::INTERNAL, || "cannot write JSON".to_owned())?;
     let failed = || format!("{}: cannot be written", path.display());
