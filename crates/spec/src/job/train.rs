@@ -12,6 +12,10 @@ pub struct TrainSpec {
     /// Rows that one rank puts through the model at once; gradients accumulate over a step. The rank's share when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<u32>,
+    /// Keep the hidden states between blocks alone, and run each block again when its gradient is due: less memory for
+    /// more computing.
+    #[serde(default)]
+    pub activation_checkpointing: bool,
     /// Deterministic streams that a step is made of; the largest divisor of `global_batch` up to `workers.max` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lanes: Option<u32>,

@@ -5,6 +5,7 @@
 //! ([`crate::run_job`]) is the first client. Not here: where examples come from, when to evaluate or to save.
 
 mod batch;
+mod blockwise;
 mod front;
 mod objective;
 mod pass;

@@ -41,6 +41,27 @@ impl Mode {
 /// a graph; the rest has one unless the caller holds a `no_grad` guard.
 #[must_use]
 pub fn forward(model: &dyn Backbone, hooks: &dyn HookSet, input: &PassInput, mode: Mode) -> Output {
+    with_context(model, hooks, input, mode, |cx| {
+        let blocks = model.config().info().num_blocks;
+        let first = cx.first_active_block(blocks);
+        let prefix = || {
+            let state = model.embed(cx, &input.inputs);
+            (0..first).fold(state, |state, index| model.block(index, cx, state))
+        };
+        let state = if first > 0 { tch::no_grad(prefix) } else { prefix() };
+        let state = (first..blocks).fold(state, |state, index| model.block(index, cx, state));
+        model.head(cx, &model.finish(cx, state))
+    })
+}
+
+/// Calls `run` with the pass of `hooks` on all rows of `input`.
+pub(super) fn with_context<T>(
+    model: &dyn Backbone,
+    hooks: &dyn HookSet,
+    input: &PassInput,
+    mode: Mode,
+    run: impl FnOnce(&Forward<'_>) -> T,
+) -> T {
     let groups = [Group { rows: 0..input.layout.sequences(), hooks }];
     let cx = Forward {
         sites: model.config().sites(),
@@ -51,14 +72,5 @@ pub fn forward(model: &dyn Backbone, hooks: &dyn HookSet, input: &PassInput, mod
         step: mode.step,
         pass: mode.pass,
     };
-    let blocks = model.config().info().num_blocks;
-    let first = cx.first_active_block(blocks);
-    let prefix = || {
-        let state = model.embed(&cx, &input.inputs);
-        (0..first).fold(state, |state, index| model.block(index, &cx, state))
-    };
-    let state = if first > 0 { tch::no_grad(prefix) } else { prefix() };
-    let state = (first..blocks).fold(state, |state, index| model.block(index, &cx, state));
-    let state = model.finish(&cx, state);
-    model.head(&cx, &state)
+    run(&cx)
 }

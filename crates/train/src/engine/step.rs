@@ -12,8 +12,9 @@ use pleach_spec::job::Determinism;
 use tch::{Kind, Tensor};
 
 use super::batch::{MicroBatch, StepBatch};
+use super::blockwise;
 use super::objective::{Objective, wrong_head};
-use super::pass::{Mode, forward};
+use super::pass::{Mode, PassInput, forward};
 use super::task::{Pending, Task};
 use crate::loss::{self, Counts, contrastive};
 use crate::observer::Observer;
@@ -119,22 +120,43 @@ fn row_by_row(
             machine.observer.progress();
             agree::alive(machine.group)?;
             let Some(targets) = &micro.targets else { continue };
-            let output = forward(machine.model, &task.setup.adapter, &micro.passes[0], mode);
-            let terms = objective.terms(&output, targets)?;
-            let value: f64 = terms.iter().map(|term| term.sum.double_value(&[])).sum();
-            if !value.is_finite() {
-                broken.extend(&micro.samples);
-            }
-            sum += value;
-            if let Some(total) = loss::total(&terms, denominators).filter(Tensor::requires_grad) {
-                total.backward();
-            }
+            backward(machine, task, &micro.passes[0], mode, &mut |output| {
+                let terms = objective.terms(output, targets)?;
+                let value: f64 = terms.iter().map(|term| term.sum.double_value(&[])).sum();
+                if !value.is_finite() {
+                    broken.extend(&micro.samples);
+                }
+                sum += value;
+                Ok(loss::total(&terms, denominators))
+            })?;
         }
         let grads = task.take_grads();
         note_broken(&grads, unit, broken);
         computed.push(Computed { number: unit.number, grads, sum });
     }
     Ok(computed)
+}
+
+/// Forward, and backward from what `scalar` makes of the output; block by block if the task wants that.
+fn backward(
+    machine: &Machine<'_>,
+    task: &Task,
+    input: &PassInput,
+    mode: Mode,
+    scalar: &mut dyn FnMut(&Output) -> Result<Option<Tensor>>,
+) -> Result<()> {
+    let adapter = &task.setup.adapter;
+    if task.setup.checkpointing {
+        return blockwise::backward(machine.model, adapter, input, mode, scalar);
+    }
+    let output = forward(machine.model, adapter, input, mode);
+    let total = scalar(&output)?;
+    // The graph keeps of the output what it needs.
+    drop(output);
+    if let Some(total) = total.filter(Tensor::requires_grad) {
+        total.backward();
+    }
+    Ok(())
 }
 
 /// A contrastive loss over the whole global batch: embeddings first, then their gradients, then those of parameters.
@@ -147,8 +169,8 @@ fn across_rows(
     broken: &mut Vec<u64>,
 ) -> Result<Vec<Computed>> {
     // When rows are cut for memory's sake their graphs must not all live at once: embed without, then again with one.
-    let keep =
-        task.setup.micro_batch.is_none() || units.iter().map(|unit| unit.micro_batches.len()).sum::<usize>() <= 1;
+    let keep = !task.setup.checkpointing && task.setup.micro_batch.is_none()
+        || units.iter().map(|unit| unit.micro_batches.len()).sum::<usize>() <= 1;
     let mut embedded: Vec<Vec<[Tensor; 2]>> = Vec::with_capacity(units.len());
     for unit in units {
         let embed_all = || unit.micro_batches.iter().map(|micro| embed_pair(machine, task, micro)).collect();
@@ -162,14 +184,26 @@ fn across_rows(
     for (index, (unit, pairs)) in units.iter().zip(embedded).enumerate() {
         for (micro, kept) in unit.micro_batches.iter().zip(pairs) {
             let rows = micro.samples.len() as i64;
-            let pair = if keep { kept } else { embed_pair(machine, task, micro)? };
-            for (embedding, cotangent) in pair.iter().zip([&d_queries, &d_passages]) {
-                let weighted = (embedding.to_kind(Kind::Float) * cotangent.narrow(0, at, rows)).sum(Kind::Float);
-                if weighted.requires_grad() {
-                    weighted.backward();
+            let cotangents = [&d_queries, &d_passages].map(|all| all.narrow(0, at, rows));
+            let mut finite = true;
+            let mut weigh = |embedding: &Tensor, side: usize| {
+                finite &= clip::is_finite(embedding);
+                (embedding.to_kind(Kind::Float) * &cotangents[side]).sum(Kind::Float)
+            };
+            if keep {
+                for (side, embedding) in kept.iter().enumerate() {
+                    let weighted = weigh(embedding, side);
+                    if weighted.requires_grad() {
+                        weighted.backward();
+                    }
+                }
+            } else {
+                for (side, input) in micro.passes.iter().enumerate() {
+                    let mode = Mode { train: true, step: task.step, pass: side as u32 };
+                    backward(machine, task, input, mode, &mut |output| Ok(Some(weigh(output.tensor(), side))))?;
                 }
             }
-            if pair.iter().any(|embedding| !clip::is_finite(embedding)) {
+            if !finite {
                 broken.extend(&micro.samples);
             }
             at += rows;

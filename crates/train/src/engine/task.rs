@@ -39,6 +39,8 @@ pub struct TaskSetup {
     pub determinism: Determinism,
     /// Most rows that go through the model at once; all of them when absent.
     pub micro_batch: Option<usize>,
+    /// Keep the states between blocks alone, and run blocks again for their gradients.
+    pub checkpointing: bool,
     /// Whether the adapter's method does its own part after each update, as it should; not when this repeats a training
     /// that left it out.
     pub own_steps: bool,

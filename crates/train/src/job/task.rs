@@ -109,6 +109,7 @@ impl Ground<'_> {
             non_finite: job.train.non_finite,
             determinism: job.train.determinism,
             micro_batch: job.train.micro_batch.map(|rows| rows as usize),
+            checkpointing: job.train.activation_checkpointing,
             own_steps: true,
         })
     }

@@ -159,6 +159,7 @@ fn setup(case: &Case, name: &TaskName, adapter: Adapter, objective: Objective) -
         non_finite: NonFinite::Skip,
         determinism: Determinism::Fast,
         micro_batch: None,
+        checkpointing: false,
         own_steps: case.own_steps()?,
     })
 }

@@ -7,7 +7,7 @@ use pleach_train::{Observer, Outcome, StopSignal};
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use crate::fixture::{Heard, llama_job, lm_row, parity, parse, run, run_alone, stored};
+use crate::fixture::{Heard, bert_job, llama_job, lm_row, parity, parse, run, run_alone, stored};
 
 fn manifest(folder: &std::path::Path, step: &str) -> Value {
     serde_json::from_slice(&stored(folder)[&format!("{step}/manifest.json")]).unwrap()
@@ -296,4 +296,24 @@ fn a_panic_fails_the_job_and_not_the_process() {
     let error = pleach_train::run_job(cx, &mut pleach_train::Warm::default()).unwrap_err();
     assert_eq!(error.code(), code::INTERNAL);
     assert_eq!(error.message(), "the training thread panicked: size mismatch");
+}
+
+/// Blocks that are run again give the bits of blocks whose graph was kept, with dropout, whatever the loss.
+#[rstest]
+#[case::language(false)]
+#[case::retrieval(true)]
+fn activation_checkpointing_changes_memory_and_nothing_else(#[case] retrieval: bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = if retrieval { bert_job(folder.path(), 20) } else { llama_job(folder.path(), 20) };
+    job["spec"]["tasks"][0]["adapter"]["lora_dropout"] = json!(0.1);
+    // Two passes in both, so that the same sums are made.
+    job["spec"]["train"]["micro_batch"] = json!(4);
+    let (outcome, kept) = run_alone(&job);
+    assert_eq!(outcome.unwrap(), Outcome::Finished);
+    job["spec"]["train"]["activation_checkpointing"] = json!(true);
+    job["spec"]["checkpoint"]["store"] = json!(folder.path().join("again"));
+    let (outcome, again) = run_alone(&job);
+    assert_eq!(outcome.unwrap(), Outcome::Finished);
+    assert_eq!(again.losses(), kept.losses());
+    assert_eq!(again.digests(), kept.digests());
 }

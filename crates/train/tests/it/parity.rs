@@ -72,6 +72,7 @@ fn reproduces(name: &str, task: DataTask, micro_batch: Option<usize>, determinis
             non_finite: NonFinite::Stop,
             determinism,
             micro_batch,
+            checkpointing: false,
             own_steps: true,
         })
         .unwrap();
