@@ -150,8 +150,8 @@ pub(crate) fn frozen_copy(plan: &Plan, name: &str) -> Option<(SiteId, &'static s
     if plan.named(name).is_some() {
         return None;
     }
-    if let Some(module) = name.strip_suffix(".original_module.bias") {
-        return plan.named(&format!("{module}.bias")).map(|tensor| (tensor.site, "bias"));
+    if name.contains(".original_module.") && name.ends_with(".bias") {
+        return plan.named(&name.replace(".original_module.", ".")).map(|tensor| (tensor.site, "bias"));
     }
     let (module, part) = match name.strip_suffix(".base_layer.weight") {
         Some(module) => (module, "weight"),
@@ -161,10 +161,18 @@ pub(crate) fn frozen_copy(plan: &Plan, name: &str) -> Option<(SiteId, &'static s
     plan.tensors.iter().find(|tensor| below(&tensor.name)).map(|tensor| (tensor.site, part))
 }
 
-/// Whether PEFT wrote a tensor of a module that is saved whole a second time, as it does with `bias: all`.
+/// The planned name of a tensor of a module that is saved whole when PEFT wrote it a second time under `name`: with
+/// `bias: all`, and where two modules share a bias, as the heads of masked models do.
+#[must_use]
+pub fn first_name(name: &str) -> Option<String> {
+    if let Some((module, rest)) = name.split_once(".modules_to_save.") {
+        return Some(format!("{module}.{}", rest.strip_prefix("default.").unwrap_or(rest)));
+    }
+    name.strip_suffix(".bias").map(|module| format!("{module}.decoder.bias"))
+}
+
 fn saved_twice(plan: &Plan, name: &str) -> bool {
-    let module = name.strip_suffix(".modules_to_save.bias");
-    module.is_some_and(|module| plan.named(&format!("{module}.bias")).is_some())
+    first_name(name).is_some_and(|first| plan.named(&first).is_some())
 }
 
 /// Whether a tensor is a module's copy of one that all modules share, such as `..q_proj.randlora_A` beside

@@ -21,7 +21,7 @@ mod registry;
 pub use adapter::{AdapterConfig, Export, HasCard, Options, StepInfo, Virtual};
 pub use card::{Card, Invalid, MethodKind, Status, Sync};
 pub use explain::{Field, explain, fields};
-pub use import::{Imported, fuzz_adapter_config, import};
+pub use import::{Imported, first_name, fuzz_adapter_config, import};
 pub use job::{JobPlan, SiteRow, TaskPlan, head_options, parse_adapter, plan_job, precision};
 pub use options::Later;
 pub use pairs::{Pair, pairs};

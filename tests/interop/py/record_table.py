@@ -248,6 +248,12 @@ case("lora-pissa-gpt2", "gpt2", "Lora", **HALF, init_lora_weights="pissa", targe
      fan_in_fan_out=True)
 case("lora-conv-vit", "vit", "Lora", **HALF, target_modules=["projection", "q_proj"], modules_to_save=["classifier"])
 case("lora-dora-vit", "vit", "Lora", **HALF, use_dora=True, target_modules=QV, modules_to_save=["classifier"])
+case("lora-dora-conv", "vit", "Lora", dict(num_hidden_layers=1), **HALF, use_dora=True,
+     target_modules=["projection", "q_proj"], modules_to_save=["classifier"])
+case("lora-bias-all-dora-saved", "roberta", "Lora", dict(num_hidden_layers=1), **HALF, use_dora=True, bias="all",
+     target_modules=["value"], modules_to_save=["classifier"])
+case("lora-saved-mlm", "bert-mlm", "Lora", dict(num_hidden_layers=1), **HALF, target_modules=["query"],
+     modules_to_save=["cls"])
 case("lora-dora-t5", "t5", "Lora", **HALF, use_dora=True, use_rslora=True, target_modules=["q", "wo"])
 
 # The other methods, over the families whose parts differ.
@@ -316,6 +322,7 @@ case("randlora-very-sparse", "llama", "RandLora", r=6, randlora_alpha=12, target
 case("randlora-gpt2", "gpt2", "RandLora", r=6, randlora_alpha=12, target_modules=["c_attn"], fan_in_fan_out=True)
 ADALORA = dict(init_r=6, target_r=3, lora_alpha=8, total_step=12, tinit=2, tfinal=3, deltaT=2)
 across("adalora", "AdaLora", ("llama", "gpt2", "bert", "t5"), fan_in_fan_out=True, **ADALORA)
+case("adalora-ast", "ast", "AdaLora", dict(num_hidden_layers=1), target_modules=["q_proj", "fc1"], **ADALORA)
 case("adalora-allocates", "llama", "AdaLora", options=dict(allocates=True), target_modules=ALL, **ADALORA)
 for model in ("llama", "gpt2", "qwen2", "gpt_neox", "mistral", "bert", "roberta", "t5", "bart"):
     case(f"prefix-{model}", model, "PrefixTuning", num_virtual_tokens=5)

@@ -85,6 +85,12 @@ pub trait Options: AdapterConfig + DeserializeOwned + JsonSchema + 'static {
         self
     }
 
+    /// The same where PEFT's training depends on the `task_type` of the file.
+    #[must_use]
+    fn imported_for(self, _task_type: Option<&str>) -> Self {
+        self.imported()
+    }
+
     /// Refuses values that no model could use.
     ///
     /// # Errors
@@ -269,7 +275,7 @@ impl<C: Options> Method for Typed<C> {
     }
 
     fn import(&self, config: &Map<String, Value>) -> Result<Box<dyn AdapterConfig>> {
-        Ok(Box::new(Self::in_file(config)?.imported()))
+        Ok(Box::new(Self::in_file(config)?.imported_for(config.get("task_type").and_then(Value::as_str))))
     }
 
     fn made_new(&self, config: &Map<String, Value>) -> Result<Box<dyn AdapterConfig>> {

@@ -17,6 +17,7 @@ fn variants() -> Vec<Value> {
     vec![
         json!({"use_dora": true, "use_rslora": true}),
         json!({"use_dora": true, "init_lora_weights": "pissa", "bias": "lora_only"}),
+        json!({"use_dora": true, "target_modules": ".*(projection|conv1)"}),
         json!({"init_lora_weights": "pissa"}),
         json!({"init_lora_weights": "pissa_niter_2"}),
         json!({"init_lora_weights": "olora"}),

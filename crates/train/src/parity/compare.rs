@@ -1,6 +1,7 @@
 //! Distances, and the largest of them.
 
 use pleach_base::{Result, code};
+use pleach_methods::first_name;
 use pleach_store::ADAPTER_MODEL;
 use serde::Serialize;
 use tch::{Kind, Tensor};
@@ -62,8 +63,7 @@ pub(super) fn trained(case: &Case, saved: &Saved) -> Result<Measure> {
     let before = case.adapter("adapter")?;
     let mut measure = Measure::new(case.tolerance.trained_abs);
     for (name, expected) in &expected {
-        // With trained biases PEFT writes those of modules that are saved whole under a second name.
-        match found.get(name).or_else(|| found.get(&name.replace(".modules_to_save.", "."))) {
+        match found.get(name).or_else(|| found.get(&first_name(name)?)) {
             Some(found) => measure.absolute(found, expected, name),
             None if before.get(name).is_some_and(|before| before == expected) => {}
             None => measure.note(f64::NAN, || format!("{name} is missing")),

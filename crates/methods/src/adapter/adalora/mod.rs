@@ -120,6 +120,13 @@ impl Options for Config {
 
     const LATER: &'static [Later] = &LATER;
 
+    /// PEFT adds the term for orthogonal factors in a wrapper that models without a task type, those of images and
+    /// sound, run past: their adapters are trained on as they were trained.
+    fn imported_for(self, task_type: Option<&str>) -> Self {
+        let orth_reg_weight = if task_type.is_some() { self.orth_reg_weight } else { 0.0 };
+        Self { orth_reg_weight, ..self }
+    }
+
     fn validate(&self) -> Result<()> {
         positive("init_r", self.init_r)?;
         if self.target_r > self.init_r {

@@ -24,11 +24,18 @@ pub(super) fn norm(weight: &Tensor) -> Tensor {
     weight.flatten(1, -1).linalg_norm(2, [1i64].as_slice(), false, Kind::Float)
 }
 
+/// A vector laid along `axis` of what has as many axes as `like`: a convolution's channels are its second.
+fn along(vector: &Tensor, like: &Tensor, axis: usize) -> Tensor {
+    let mut shape = vec![1; like.dim()];
+    shape[axis] = -1;
+    vector.reshape(shape)
+}
+
 impl Dora {
     /// `m / |V|`: `[out]`.
     fn scale(&self, frozen: &Tensor) -> Tensor {
         let norm = tch::no_grad(|| norm(&(frozen + self.factors.dense())));
-        &self.magnitude / norm
+        self.magnitude.flatten(0, -1) / norm
     }
 }
 
@@ -46,17 +53,23 @@ impl SiteHook for Dora {
         if cx.site.role == Role::Embed {
             return vec![((wide + self.factors.delta(&x[0])) * scale).to_kind(kind)];
         }
-        let input = self.factors.input(cx, &self.dropout, &x[0]);
-        let plain = if self.dropout.is_on(cx) {
-            input.linear(&frozen, None::<&Tensor>)
-        } else {
-            weights.bias.as_ref().map_or_else(|| wide.shallow_clone(), |bias| &wide - bias)
+        let input = [self.factors.input(cx, &self.dropout, &x[0])];
+        let conv = cx.site.role == Role::Conv;
+        let scale = if conv { along(&scale, &wide, 1) } else { scale };
+        let plain = match (self.dropout.is_on(cx), &weights.bias) {
+            (true, _) if conv => base.run_with(&OpWeights { weight: frozen, bias: None }, &input).swap_remove(0),
+            (true, _) => input[0].linear(&frozen, None::<&Tensor>),
+            (false, Some(bias)) if conv => &wide - along(bias, &wide, 1),
+            (false, Some(bias)) => &wide - bias,
+            (false, None) => wide.shallow_clone(),
         };
-        let (wide, plain) = match (self.factors.taken(&x[0]), self.factors.taken(&input)) {
+        let delta = if conv { self.factors.rerun(&input, base) } else { Some(self.factors.delta(&input[0])) };
+        let Some(delta) = delta else { return y };
+        let (wide, plain) = match (self.factors.taken(&x[0]), self.factors.taken(&input[0])) {
             (Some(whole), Some(dropped)) => (wide - whole, plain - dropped),
             _ => (wide, plain),
         };
-        let y = wide + (&scale - 1.0) * plain + &scale * self.factors.delta(&input);
+        let y = wide + (&scale - 1.0) * plain + scale * delta;
         vec![y.to_kind(kind)]
     }
 }
@@ -65,7 +78,7 @@ impl SiteMethod for Dora {
     fn merged(&self, site: &Site, base: &OpWeights) -> Option<OpWeights> {
         let _no_grad = tch::no_grad_guard();
         let frozen = Factors::frozen(site, base);
-        let scale = self.scale(&frozen).unsqueeze(1);
+        let scale = along(&self.scale(&frozen), &frozen, 0);
         self.factors.stored(site, base, &((frozen + self.factors.dense()) * scale))
     }
 }
