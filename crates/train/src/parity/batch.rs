@@ -41,10 +41,11 @@ impl Recorded {
         }
         let mut second = None;
         if let Some(source) = &reads.second {
-            let shifted = || {
-                let rows = labels.size();
-                let whole = whole_rows(rows[0] as usize, rows[1] as usize);
-                reads.shift.map(|shift| shift.shift_right(&labels, &whole))
+            let shifted = || match (reads.shift, labels.size().as_slice()) {
+                (Some(shift), [rows, width]) => {
+                    Some(shift.shift_right(&labels, &whole_rows(*rows as usize, *width as usize)))
+                }
+                _ => None,
             };
             let (tensor, layout) = reader.source(source, Some(&shifted))?;
             inputs = inputs.with(source.name(), tensor);

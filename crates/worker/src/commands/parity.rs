@@ -84,8 +84,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn row(folder: &Path) -> Row {
-    // A shape that libtorch refuses ends this case, not the ones that follow.
-    let result = catch_unwind(AssertUnwindSafe(|| parity::run(folder)));
+    // A shape that libtorch refuses ends this case, not the ones that follow; nor may gradients stay switched off, as a
+    // panic in an evaluation leaves them.
+    let result = catch_unwind(AssertUnwindSafe(|| tch::with_grad(|| parity::run(folder))));
     let result = result.unwrap_or_else(|_| Err(code::INTERNAL.error("the model stopped in the middle of this case")));
     match result {
         Ok(report) => Row { folder: folder.to_owned(), within: report.within(), report: Some(report), error: None },
