@@ -141,3 +141,42 @@ fn packed(sequences: &Ragged, lengths: Vec<usize>, samples: &[u64], device: Devi
     let labels = tensor(&packed.lm_labels());
     (PassInput::new(inputs, Layout::packed(lengths, samples.to_vec(), device)), labels)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pleach_data::Encoded;
+
+    /// The same rows padded and packed, behind a prompt: equal labels for every token, the first of each row included.
+    #[test]
+    fn packed_or_padded_a_row_behind_a_prompt_has_as_many_labels_as_tokens() {
+        let ground = |prompt| Ground {
+            objective: Objective::CausalLm,
+            reads: &Reads::TEXT,
+            front: Virtual { prompt, prefix: 0 },
+            device: Device::Cpu,
+        };
+        let count = |prompt, lengths: &[u32]| {
+            let rows: Vec<_> =
+                lengths.iter().map(|n| Encoded { ids: (1..=*n).collect(), type_ids: vec![0; *n as usize] }).collect();
+            let batch = Batch {
+                task: pleach_spec::job::DataTask::CausalLm,
+                sample_ids: (0..rows.len() as u64).collect(),
+                inputs: Ragged::of(&rows),
+                passages: None,
+                classes: None,
+            };
+            let micro = MicroBatch::new(&ground(prompt), &batch).unwrap();
+            let packed = matches!(micro.passes[0].layout.form(), Form::Packed { .. });
+            (packed, micro.count, micro.tokens)
+        };
+        for (prompt, lengths, expected) in [
+            (0, &[4u32, 4][..], (false, 6.0, 8)),
+            (0, &[9, 2], (true, 9.0, 11)),
+            (3, &[4, 4], (false, 8.0, 8)),
+            (3, &[9, 2], (true, 11.0, 11)),
+        ] {
+            assert_eq!(count(prompt, lengths), expected, "prompt {prompt}, rows of {lengths:?}");
+        }
+    }
+}
