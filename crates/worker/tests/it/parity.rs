@@ -50,10 +50,10 @@ fn a_case_is_one_row_and_files_are_passed_over() {
 #[test]
 fn what_is_outside_or_unreadable_is_told_by_the_exit_code_and_the_others_still_run() {
     let folder = tempfile::tempdir().unwrap();
-    let narrow = changed(folder.path(), "narrow", |case| case["tolerance"]["logits_abs"] = json!(1e-12));
+    let narrow = changed(folder.path(), "narrow", |case| case["tolerance"]["loss_rel"] = json!(1e-12));
     let (code, out, err) = parity(&[&narrow, &fixture("bert-lora")]);
     assert_eq!(code, 1, "{out}{err}");
-    assert!(out.contains("outside") && out.contains("1 of 2 within") && err.contains("logits off by"), "{out}{err}");
+    assert!(out.contains("outside") && out.contains("1 of 2 within") && err.contains("losses off by"), "{out}{err}");
 
     let unknown = changed(folder.path(), "unknown", |case| case["tolerance"]["logits_rel"] = json!(1.0));
     let module = changed(folder.path(), "module", |case| case["kind"] = json!("snnk"));
