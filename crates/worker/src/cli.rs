@@ -1,6 +1,6 @@
 //! The command line.
 
-use clap::{Args as ClapArgs, Parser, ValueEnum};
+use clap::{Parser, ValueEnum};
 
 /// One rank's worth of a machine: joins a coordinator, trains what it is given. With a subcommand: work on folders that
 /// needs tensors, usually called as `pleach SUBCOMMAND`.

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 /// How data is written to standard output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub(super) enum Format {
     /// For people
     #[default]
     Table,
@@ -18,7 +18,7 @@ pub enum Format {
 
 /// `-o`.
 #[derive(Clone, Copy, Debug, clap::Args)]
-pub struct Output {
+pub(super) struct Output {
     /// How data is written to standard output
     #[arg(long, short, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: Format,
