@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::adapter::AdapterConfig;
 use crate::card::MethodKind;
+use crate::memory::{self, Memory};
 use crate::options::under;
 use crate::plan::Plan;
 use crate::registry::find;
@@ -133,6 +134,8 @@ pub struct JobPlan {
     pub frozen: u64,
     /// Bytes of the frozen weights in memory.
     pub frozen_bytes: u64,
+    /// What a worker will need.
+    pub memory: Memory,
     /// One entry a task, in the job's order.
     pub tasks: Vec<TaskPlan>,
 }
@@ -155,14 +158,16 @@ pub fn plan_job(job: &Job, model: &dyn BackboneConfig) -> Result<JobPlan> {
             find(kind, &section.method).map_err(|error| error.at(format!("spec.{kind}.method")))?;
         }
     }
-    let tasks =
+    let tasks: Vec<TaskPlan> =
         spec.tasks.iter().enumerate().map(|(index, task)| plan_task(index, task, model)).collect::<Result<_>>()?;
     let frozen = model.num_params();
     let width = match precision(job) {
         Precision::Fp32 => 4,
         Precision::Bf16 => 2,
     };
-    Ok(JobPlan { class: model.info().class.clone(), frozen, frozen_bytes: frozen * width, tasks })
+    let plans: Vec<&Plan> = tasks.iter().map(|task| task.plan.as_ref()).collect();
+    let memory = memory::plan(job, model, precision(job), &plans);
+    Ok(JobPlan { class: model.info().class.clone(), frozen, frozen_bytes: frozen * width, memory, tasks })
 }
 
 fn plan_task(index: usize, task: &TaskSpec, model: &dyn BackboneConfig) -> Result<TaskPlan> {

@@ -11,6 +11,7 @@ mod explain;
 pub mod files;
 mod import;
 mod job;
+mod memory;
 #[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "tensors are drawn with it"))]
 mod mersenne;
 mod options;
@@ -23,6 +24,7 @@ pub use card::{Card, Invalid, MethodKind, Status, Sync};
 pub use explain::{Field, explain, fields};
 pub use import::{Imported, first_name, fuzz_adapter_config, import};
 pub use job::{JobPlan, SiteRow, TaskPlan, head_options, parse_adapter, plan_job, precision};
+pub use memory::Memory;
 pub use options::Later;
 pub use pairs::{Pair, pairs};
 pub use plan::{Keep, Plan, PlannedTensor};

@@ -20,7 +20,7 @@ pub use backbone::{
     BackboneConfig, Found, HeadKind, HeadOptions, Init, ModelInfo, Pieces, Pooling, Precision, TensorInfo, in_folder,
 };
 pub use families::{Family, configure, families, open, write_drawn, write_tiny};
-pub use model::{Entry, ModelDir, TensorFile};
+pub use model::{Entry, ModelDir, TensorFile, return_large_blocks};
 pub use reads::{Reads, ShiftIds, Source};
 pub use safetensors::Dtype;
 pub use site::{Dims, Heads, Part, Role, Site, SiteId, SiteWeight, Sites, WeightLayout};

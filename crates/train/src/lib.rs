@@ -24,5 +24,6 @@ mod stop;
 pub use engine::{Engine, Forwarded, Mode, Objective, PassInput, Saved, StepBatch, StepResult, TaskSetup, forward};
 pub use job::{JobContext, Outcome, Warm, run_job};
 pub use lanes::of_rank as lanes_of_rank;
+pub use memory::{peak_bytes, resident_bytes};
 pub use observer::{DurableRow, EvalRow, Level, Observer, Silent, StepRow, TaskStatus};
 pub use stop::StopSignal;

@@ -28,6 +28,7 @@ pub use worker::run;
 /// Parses the command line, runs the worker until it is asked to stop (or the subcommand), and gives the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    pleach_nn::return_large_blocks();
     let cli = cli::Cli::parse();
     telemetry::start(cli.worker.log_format);
     if let Some(command) = cli.command {
@@ -44,6 +45,7 @@ pub fn main() -> ExitCode {
 
 fn start(args: cli::Args) -> Result<()> {
     pleach_comm::check_libtorch()?;
+    let before = pleach_train::resident_bytes();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -54,5 +56,9 @@ fn start(args: cli::Args) -> Result<()> {
         pleach_base::shutdown::on_signals(shutdown.clone())
             .or_code(code::IO, || "cannot install signal handlers".to_owned())?;
         run(args, shutdown).await
-    })
+    })?;
+    // What `pleach plan` foretells: the most that was needed beside the program and its libraries.
+    let peak = pleach_train::peak_bytes().saturating_sub(before);
+    tracing::info!(bytes = peak, "peak memory {}", pleach_base::human::bytes(peak));
+    Ok(())
 }

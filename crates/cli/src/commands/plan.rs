@@ -43,6 +43,17 @@ fn page(job: &Job, plan: &JobPlan) -> String {
         train.lanes.unwrap_or(1),
         job.spec.workers.max,
     );
+    let memory = &plan.memory;
+    let _ = writeln!(
+        text,
+        "memory of a worker: {} (weights {}, adapters {}, activations {}, loss and gradients {}, libraries {})",
+        human::bytes(memory.peak),
+        human::bytes(memory.weights),
+        human::bytes(memory.adapters),
+        human::bytes(memory.activations),
+        human::bytes(memory.working),
+        human::bytes(memory.runtime),
+    );
     for task in &plan.tasks {
         let _ = write!(text, "\n{} ({})\n{}", task.task, task.method, sites(task));
         for note in &task.notes {
