@@ -6,7 +6,9 @@ use std::time::Duration;
 /// Whether what is written to `stream` may have colour: it is a terminal, and `NO_COLOR` is not set.
 #[must_use]
 pub fn wants_colour(stream: &impl IsTerminal) -> bool {
-    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let forced = set("CLICOLOR_FORCE").is_some_and(|value| value != "0");
+    set("NO_COLOR").is_none() && (forced || stream.is_terminal())
 }
 
 /// `1,234,567`.
