@@ -157,7 +157,8 @@ impl<'a> Pass<'a> {
         // Without a gate the activation keeps what it was given; with one the product keeps both factors too.
         let [up, gate, down] = inner;
         scalars += if gate > 0 { 2 * gate + up } else { up } + down + attention_input + inner_input;
-        scalars += self.plan.trained().filter(|tensor| self.low_rank(tensor.site, block)).map(smallest).sum::<u64>() / 2;
+        scalars +=
+            self.plan.trained().filter(|tensor| self.low_rank(tensor.site, block)).map(smallest).sum::<u64>() / 2;
         scalars * self.tokens * self.width
     }
 

@@ -81,7 +81,11 @@ fn pages(paths: &Paths) -> Result<BTreeMap<PathBuf, String>> {
         let text = |field: &str| card[field].as_str().unwrap_or("-").to_owned();
         let (name, kind) = (text("name"), text("kind"));
         let peft = text("peft_type");
-        rows.push_str(&format!("| [`{name}`]({name}.md) | {kind} | {} | {peft} | {} |\n", text("status"), text("summary")));
+        rows.push_str(&format!(
+            "| [`{name}`]({name}.md) | {kind} | {} | {peft} | {} |\n",
+            text("status"),
+            text("summary")
+        ));
         pages.insert(Path::new(METHODS).join(format!("{name}.md")), pleach(paths, &["explain", &name])?);
     }
     let pairs: Vec<serde_json::Value> =
@@ -93,7 +97,8 @@ fn pages(paths: &Paths) -> Result<BTreeMap<PathBuf, String>> {
     );
     pages.insert(Path::new(METHODS).join("README.md"), readme);
     pages.insert("docs/job.schema.json".into(), pleach(paths, &["schema"])?);
-    let read = |path: &str| std::fs::read_to_string(paths.root.join(path)).with_context(|| format!("cannot read {path}"));
+    let read =
+        |path: &str| std::fs::read_to_string(paths.root.join(path)).with_context(|| format!("cannot read {path}"));
     pages.insert(GUIDE.into(), with_example(&read(GUIDE)?, &read(EXAMPLE)?)?);
     Ok(pages)
 }
@@ -119,7 +124,8 @@ fn matrix(rows: &[serde_json::Value]) -> String {
         let marks: Vec<_> = cells.iter().map(|cell| if cell["refused"].is_null() { "x" } else { "" }).collect();
         page.push_str(&format!("| `{method}` | {} |\n", marks.join(" | ")));
         for cell in cells.iter().filter(|cell| !cell["refused"].is_null()) {
-            let (family, why) = (cell["family"].as_str().unwrap_or_default(), cell["refused"].as_str().unwrap_or_default());
+            let (family, why) =
+                (cell["family"].as_str().unwrap_or_default(), cell["refused"].as_str().unwrap_or_default());
             reasons.push_str(&format!("- `{method}` on `{family}`: {why}\n"));
         }
     }

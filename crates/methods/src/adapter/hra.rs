@@ -66,7 +66,8 @@ impl Config {
         plain_linear(site, Self::CARD.title)?;
         let (r, window) = (self.r as usize, window(site));
         if !window.is_empty() && !matches!(window, [height, width] if height == width) {
-            let why = format!("`{}` slides a window of {window:?}, and {} takes square ones", site.path, Self::CARD.title);
+            let why =
+                format!("`{}` slides a window of {window:?}, and {} takes square ones", site.path, Self::CARD.title);
             return Err(refuse("target_modules", &why));
         }
         let input = site.dims.input * window.iter().product::<usize>();

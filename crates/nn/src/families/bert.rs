@@ -31,12 +31,18 @@ impl Family for Bert {
         let trunk = encoder.trunk(&mut draft, &BERT, Count::From(0));
         let pooler = draft.path("pooler.dense");
         let head = match head {
-            HeadKind::SequenceClassification => encoder.classes(&mut draft, (&pooler, Activation::Tanh), "classifier")?,
+            HeadKind::SequenceClassification => {
+                encoder.classes(&mut draft, (&pooler, Activation::Tanh), "classifier")?
+            }
             HeadKind::TokenClassification => encoder.token_classes(&mut draft)?,
             HeadKind::Embedding => encoder.vectors(&mut draft, &pooler)?,
             _ => {
                 let names = ["transform.dense", "transform.LayerNorm", "decoder", "bias"];
-                encoder.masked_lm(&mut draft, names.map(|name| format!("cls.predictions.{name}")), encoder.activation)?
+                encoder.masked_lm(
+                    &mut draft,
+                    names.map(|name| format!("cls.predictions.{name}")),
+                    encoder.activation,
+                )?
             }
         };
         Ok(draft.finish(trunk, head, encoder.sizes()))

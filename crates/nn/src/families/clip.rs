@@ -7,9 +7,9 @@ use pleach_base::Result;
 use super::Family;
 use crate::backbone::{BackboneConfig, HeadKind, HeadOptions};
 use crate::blocks::{
-    Activation, BodySpec, Builder, ConvSpec, Count, Draft, EmbedSpec, EndSpec, FrontSpec, LinearSpec, Mark, Names, NormKind,
-    NormShape, Order, PROJ, PartNames, Patches, PositionSpec, SamplesSpec, Sizes, Stage, StageNames, TowerSpec,
-    Window, even_heads,
+    Activation, BodySpec, Builder, ConvSpec, Count, Draft, EmbedSpec, EndSpec, FrontSpec, LinearSpec, Mark, Names,
+    NormKind, NormShape, Order, PROJ, PartNames, Patches, PositionSpec, SamplesSpec, Sizes, Stage, StageNames,
+    TowerSpec, Window, even_heads,
 };
 use crate::model::{Config, ModelDir, bad};
 use crate::reads::{Reads, Source};
@@ -19,8 +19,14 @@ pub(super) static FAMILY: Clip = Clip;
 
 pub(super) struct Clip;
 
-const NAMES: Names =
-    Names { family: "clip", class: "CLIP", heads: &[(HeadKind::Contrastive, "Model"), (HeadKind::ImageClassification, "ForImageClassification")], base: "clip", causal: false, renames: &[] };
+const NAMES: Names = Names {
+    family: "clip",
+    class: "CLIP",
+    heads: &[(HeadKind::Contrastive, "Model"), (HeadKind::ImageClassification, "ForImageClassification")],
+    base: "clip",
+    causal: false,
+    renames: &[],
+};
 
 const BLOCK: StageNames = StageNames {
     attention: PartNames { module: "self_attn", norm: "layer_norm1", maps: PROJ },
@@ -70,8 +76,7 @@ fn compared(
     blocks: usize,
 ) -> Result<Box<dyn BackboneConfig>> {
     let text = stage(words, true)?;
-    let (vocab, max_positions) =
-        (words.size("vocab_size")?, words.opt_size("max_position_embeddings")?.unwrap_or(77));
+    let (vocab, max_positions) = (words.size("vocab_size")?, words.opt_size("max_position_embeddings")?.unwrap_or(77));
     let first = words.size("num_hidden_layers")?;
     let width = draft.config.opt_size("projection_dim")?.unwrap_or(512);
     let b = &mut draft.b;
@@ -95,12 +100,7 @@ fn compared(
 }
 
 /// The tower of images alone, whose patches' mean is classified. Its last normalisation is there and never runs.
-fn classifier(
-    mut draft: Draft<'_>,
-    image: &Stage,
-    patches: Patches,
-    blocks: usize,
-) -> Result<Box<dyn BackboneConfig>> {
+fn classifier(mut draft: Draft<'_>, image: &Stage, patches: Patches, blocks: usize) -> Result<Box<dyn BackboneConfig>> {
     let width = image.norm.width;
     let tower = image_tower(&mut draft.b, image, patches, (0, blocks));
     draft.idle(|draft| image.norm.at(&mut draft.b, POST_NORM));

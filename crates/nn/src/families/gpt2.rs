@@ -6,8 +6,8 @@ use pleach_base::Result;
 use super::Family;
 use crate::backbone::{BackboneConfig, HeadKind, HeadOptions};
 use crate::blocks::{
-    Activation, AttentionSpec, Builder, Core, Count, Draft, Frame, HalfNames, LayerSpec, LinearSpec, LmHead, Maps, MlpSpec,
-    Names, NormKind, NormShape, Order, PositionSpec, Sizes, Trunk, even_heads,
+    Activation, AttentionSpec, Builder, Core, Count, Draft, Frame, HalfNames, LayerSpec, LinearSpec, LmHead, Maps,
+    MlpSpec, Names, NormKind, NormShape, Order, PositionSpec, Sizes, Trunk, even_heads,
 };
 use crate::model::{Config, ModelDir};
 use crate::site::Part;

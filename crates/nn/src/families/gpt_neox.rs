@@ -6,8 +6,8 @@ use pleach_base::Result;
 use super::Family;
 use crate::backbone::{BackboneConfig, HeadKind, HeadOptions};
 use crate::blocks::{
-    Activation, AttentionSpec, Builder, Core, Draft, Frame, HalfNames, LayerSpec, LinearSpec, LmHead, Maps, MlpSpec, Names,
-    NormKind, NormShape, Order, Rope, RotarySpec, Sizes, Trunk, even_heads,
+    Activation, AttentionSpec, Builder, Core, Draft, Frame, HalfNames, LayerSpec, LinearSpec, LmHead, Maps, MlpSpec,
+    Names, NormKind, NormShape, Order, Rope, RotarySpec, Sizes, Trunk, even_heads,
 };
 use crate::model::{Config, ModelDir};
 use crate::site::Part;
@@ -16,11 +16,8 @@ pub(super) static FAMILY: GptNeox = GptNeox;
 
 pub(super) struct GptNeox;
 
-const NAMES: Names = Names {
-    base: "gpt_neox",
-    renames: &[("lm_head.", "embed_out.")],
-    ..Names::decoder("gpt_neox", "GPTNeoX")
-};
+const NAMES: Names =
+    Names { base: "gpt_neox", renames: &[("lm_head.", "embed_out.")], ..Names::decoder("gpt_neox", "GPTNeoX") };
 
 impl Family for GptNeox {
     fn name(&self) -> &'static str {

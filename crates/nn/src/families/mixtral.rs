@@ -11,10 +11,8 @@ pub(super) static FAMILY: Mixtral = Mixtral;
 
 pub(super) struct Mixtral;
 
-const NAMES: Names = Names {
-    renames: &[(".mlp.gate.", ".block_sparse_moe.gate.")],
-    ..Names::decoder("mixtral", "Mixtral")
-};
+const NAMES: Names =
+    Names { renames: &[(".mlp.gate.", ".block_sparse_moe.gate.")], ..Names::decoder("mixtral", "Mixtral") };
 
 impl Family for Mixtral {
     fn name(&self) -> &'static str {

@@ -29,11 +29,8 @@ impl Family for Phi3 {
     fn configure(&self, dir: &ModelDir, head: HeadKind, options: &HeadOptions) -> Result<Box<dyn BackboneConfig>> {
         let config = Config(dir.config());
         let heads = heads(config, None)?;
-        let rope = Rope {
-            share: Some(("partial_rotary_factor", 1.0)),
-            long_names: &["su", "yarn"],
-            ..Rope::whole(heads.dim)
-        };
+        let rope =
+            Rope { share: Some(("partial_rotary_factor", 1.0)), long_names: &["su", "yarn"], ..Rope::whole(heads.dim) };
         let decoder = Decoder::with(config, heads, rope)?;
         let windows = vec![config.opt_size("sliding_window")?; decoder.blocks];
         let norm = NormShape { eps: config.float("rms_norm_eps", 1e-5)?, ..decoder.norm };

@@ -99,7 +99,10 @@ fn stage(config: Config<'_>) -> Result<Stage> {
         None => (false, form),
     };
     let names = if gated {
-        StageNames { maps: (Some("layer.1.DenseReluDense.wi_0"), "layer.1.DenseReluDense.wi_1", ENCODER.maps.2), ..ENCODER }
+        StageNames {
+            maps: (Some("layer.1.DenseReluDense.wi_0"), "layer.1.DenseReluDense.wi_1", ENCODER.maps.2),
+            ..ENCODER
+        }
     } else {
         ENCODER
     };

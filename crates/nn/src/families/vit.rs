@@ -54,13 +54,12 @@ impl Family for Vit {
             HeadKind::ImageClassification => {
                 let out = draft.labels("classifier", width, true)?;
                 HeadSpec::Classes { pooling: Pooling::Cls, pooler: None, out }
-            },
+            }
             _ => {
                 let inner = config.opt_size("pooler_output_size")?.unwrap_or(width);
                 let pooler = draft.path("pooler.dense");
-                let pooler = draft.idle(|draft| {
-                    draft.fresh(|b| LinearSpec::new(b, pooler, Part::Other, width, inner, true))
-                })?;
+                let pooler =
+                    draft.idle(|draft| draft.fresh(|b| LinearSpec::new(b, pooler, Part::Other, width, inner, true)))?;
                 draft.vectors(Some(pooler))?
             }
         };
