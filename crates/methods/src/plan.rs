@@ -70,7 +70,7 @@ pub struct Plan {
     /// What a reader should know.
     pub notes: Vec<String>,
     /// Of a composition: the plans of its adapters in order, whose tensors are among `tensors` under these names.
-    pub children: Vec<Plan>,
+    pub children: Vec<Self>,
 }
 
 impl Plan {

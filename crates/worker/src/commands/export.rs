@@ -13,7 +13,7 @@ use super::out::{Output, note};
 
 /// What it becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum To {
+pub(crate) enum To {
     /// A folder that PEFT opens
     Peft,
     /// A folder that AdapterHub's `adapters` opens

@@ -13,7 +13,7 @@ use super::out::{Output, note};
 
 /// Kind of floating-point elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Dtype {
+pub(crate) enum Dtype {
     /// 32-bit floats
     #[value(alias = "fp32")]
     Float32,
