@@ -1,5 +1,5 @@
 //! LoKr: `y = W x + b + s kron(L, R) x`, a Kronecker product of a small left and a larger right factor, with
-//! `s = alpha / r`. Widths are split by [`split`]; a factor is a whole matrix where rank `r` would not make it smaller,
+//! `s = alpha / r`. Widths are split by `split`; a factor is a whole matrix where rank `r` would not make it smaller,
 //! the product of two otherwise (the left one only with `decompose_both`).
 //!
 //! Attaches to linear sites that are stored output first, as PEFT's does, and to convolutions, whose window belongs to the

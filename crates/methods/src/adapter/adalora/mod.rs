@@ -3,7 +3,7 @@
 //! `s = lora_alpha`, `n` the rank that every site begins with.
 //!
 //! A term of the loss keeps `A` and `B` near orthogonal; after each step the importance of every triplet is smoothed
-//! and the least important ones are put to zero ([`allocate`]). Schedule, names and files are PEFT's. Deviation: where
+//! and the least important ones are put to zero (`allocate`). Schedule, names and files are PEFT's. Deviation: where
 //! PEFT demands `total_step`, the task's own number of steps stands in.
 //!
 //! Zhang et al., *Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning*, 2023.

@@ -3,7 +3,7 @@
 //!
 //! Attaches to linear sites. Parameters, the product and its sum with the base result are float32 whatever the base's
 //! precision; the sum is then rounded to it. Field names and files are PEFT's. What composes with the formula has a file of
-//! its own: beginnings ([`start`]), DoRA (`dora`), trained biases (`common::biases`). LoRA+ is two options. Not here:
+//! its own: beginnings (`start`), DoRA (`dora`), trained biases (`common::biases`). LoRA+ is two options. Not here:
 //! [`Options::LATER`].
 //!
 //! Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*, 2021.
