@@ -19,7 +19,8 @@ pub(crate) fn exit_code(error: &Error) -> u8 {
 
 /// Writes the error to standard error: message, `hint:`, `see:`.
 pub(crate) fn show(error: &Error) {
-    let text = human::error(error, human::wants_colour(&std::io::stderr()));
+    // The stream takes the colours away where none are wanted.
+    let text = human::error(error, true);
     let _ = write!(anstream::stderr().lock(), "{text}");
 }
 

@@ -20,7 +20,8 @@ def main():
         case = json.load(file)
     io = load_file(f"{case_dir}/io.safetensors")
     batch = {name[5:]: io[name] for name in io if name.startswith("eval.") and not name.endswith("_logits")}
-    batch.pop("labels", None)
+    if not case["model_class"].endswith("ForConditionalGeneration"):
+        batch.pop("labels", None)  # a decoder's inputs are made from them
     build = getattr(transformers, case["model_class"])
     model, info = build.from_pretrained(
         merged_dir, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
