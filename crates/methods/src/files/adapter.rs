@@ -22,7 +22,7 @@ use crate::import::{CONFIG, WEIGHTS, import};
 pub fn write_adapter(opened: &Opened, to: &Path, base: &str) -> Result<()> {
     new_folder(to)?;
     let Opened { backbone, adapter, .. } = opened;
-    let config = adapter.config().adapter_config(backbone.config(), adapter.plan(), &Export { base });
+    let config = adapter.adapter_config(backbone.config(), &Export { base })?;
     let tensors = adapter.exported()?;
     let out: BTreeMap<_, _> = tensors.iter().map(|(name, tensor)| (name.clone(), OutTensor::of(tensor))).collect();
     whole(&to.join(WEIGHTS), |path| write_tensors(path, out))?;

@@ -58,9 +58,9 @@ fn a_merged_folder_gives_the_adapted_logits(#[values(0, 1, 2)] which: usize) {
     }
 }
 
+/// Sums and scalings.
 #[rstest]
-fn what_was_merged_can_be_taken_out_again(#[values(0, 1)] which: usize) {
-    let name = NAMES[which];
+fn what_was_merged_can_be_taken_out_again(#[values("llama-lora", "llama-lora-qv-rslora", "ia3-llama")] name: &str) {
     let (keep, _, to) = merged(name, None);
     let opened = files::open_on(&case(name).join("adapter"), &to, None).unwrap();
     let back = keep.path().join("base");
@@ -69,6 +69,14 @@ fn what_was_merged_can_be_taken_out_again(#[values(0, 1)] which: usize) {
     assert!(diff.tensors.iter().all(|row| row.state == State::Same), "{:?}", diff.tensors);
     let moved = files::diff(&to, &back, 1e-6).unwrap();
     assert!(moved.tensors.iter().any(|row| row.state == State::Changed));
+}
+
+#[test]
+fn what_is_neither_a_sum_nor_a_scaling_stays_in() {
+    let (keep, _, to) = merged("boft-butterfly", None);
+    let opened = files::open_on(&case("boft-butterfly").join("adapter"), &to, None).unwrap();
+    let error = files::unmerge(&opened, &keep.path().join("base"), None).unwrap_err();
+    assert!(error.code() == code::METHOD_CONFIG && error.message().starts_with("boft at `"), "{error}");
 }
 
 #[test]
@@ -87,6 +95,16 @@ fn the_element_kind_is_the_bases_or_the_one_asked_for() {
     assert_eq!(dir.config()["dtype"], "bfloat16");
     let io = tensors(&case("llama-lora").join("io.safetensors"));
     assert_near(&logits(backbone(&to).as_ref(), &io), &recorded(&io, "eval.adapted_logits"), 0.1);
+}
+
+#[test]
+fn a_bfloat16_base_stays_one() {
+    let model = base("llama-lora", 1, |tensors, _| tensors.values_mut().for_each(|t| *t = t.to_kind(Kind::BFloat16)));
+    let to = tempfile::tempdir().unwrap();
+    let opened = files::open(&case("llama-lora").join("adapter"), model.path()).unwrap();
+    files::merge(&opened, to.path(), None).unwrap();
+    let dir = ModelDir::open(to.path()).unwrap();
+    assert!(dir.names().all(|name| dir.get(name).unwrap().dtype == pleach_nn::Dtype::BF16));
 }
 
 /// A model folder like that of a recorded case, with its tensors and configuration changed, in `shards` files.

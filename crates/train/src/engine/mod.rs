@@ -9,6 +9,7 @@ mod blockwise;
 mod front;
 mod objective;
 mod pass;
+mod reload;
 mod save;
 mod step;
 mod task;
@@ -177,7 +178,7 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// `INTERNAL` when there is none of this name.
     pub fn save(&self, name: &TaskName) -> Result<Saved> {
-        save::save(self.task(name)?)
+        save::save(self.model, self.task(name)?)
     }
 
     /// Goes on from what [`Engine::save`] gave, and agrees with all ranks that they hold the same. A collective call.

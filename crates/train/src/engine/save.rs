@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use pleach_base::{Result, code};
 use pleach_methods::Keep;
+use pleach_nn::Backbone;
 use pleach_store::tensors::{self, StoredTensor};
-use pleach_store::{ADAPTER_CONFIG, ADAPTER_MODEL, SnapshotFile, TRAINER_STATE};
+use pleach_store::{ADAPTER_CONFIG, ADAPTER_MODEL, Gate, SnapshotFile, TRAINER_STATE};
+use serde_json::Value;
 use tch::Tensor;
 
-use super::Saved;
 use super::task::Task;
+use super::{Saved, reload};
 use crate::flat::{read_tensors, to_stored};
 
 /// Steps done, skipped ones included.
@@ -25,19 +27,29 @@ const STATE: &str = "state/";
 /// Before the name of a parameter that the adapter's file does not hold as it is.
 const PARAM: &str = "param/";
 
-pub(super) fn save(task: &Task) -> Result<Saved> {
+/// The files, judged: what the gate finds in the tensors, and whether the files give the adapter again.
+pub(super) fn save(model: &dyn Backbone, task: &Task) -> Result<Saved> {
     let params = task.setup.adapter.params();
     let exported = task.setup.adapter.exported()?;
     let adapter: Vec<_> = exported.iter().map(|(name, tensor)| to_stored(name, tensor)).collect::<Result<_>>()?;
-    let config = pleach_store::canonical_json(&task.setup.adapter_config)?;
-    Ok(Saved {
-        files: vec![
-            SnapshotFile::new(ADAPTER_CONFIG, config),
-            SnapshotFile::new(ADAPTER_MODEL, tensors::write(&adapter)?),
-            SnapshotFile::new(TRAINER_STATE, tensors::write(&trainer_state(task, &exported)?)?),
-        ],
-        gate: task.gate.judge(&task.layout, &params.flatten()),
-    })
+    // What the method found out while it trained counts more than what was asked of it.
+    let mut config = task.setup.adapter_config.clone();
+    if let Value::Object(fields) = &mut config {
+        fields.extend(task.setup.adapter.exported_config()?);
+    }
+    let config = pleach_store::canonical_json(&config)?;
+    let files = vec![
+        SnapshotFile::new(ADAPTER_CONFIG, config),
+        SnapshotFile::new(ADAPTER_MODEL, tensors::write(&adapter)?),
+        SnapshotFile::new(TRAINER_STATE, tensors::write(&trainer_state(task, &exported)?)?),
+    ];
+    let mut gate = task.gate.judge(&task.layout, &params.flatten());
+    if gate.publishable
+        && let Some(fault) = reload::fault(&task.setup.adapter, model, &files)?
+    {
+        gate = Gate { publishable: false, findings: vec![fault] };
+    }
+    Ok(Saved { files, gate })
 }
 
 fn trainer_state(task: &Task, exported: &[(String, Tensor)]) -> Result<Vec<StoredTensor>> {

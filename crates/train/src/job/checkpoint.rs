@@ -158,6 +158,12 @@ pub(super) const BASE_FINGERPRINT: &str = "base_fingerprint";
 pub(super) const METRICS: &str = "metrics";
 
 pub(super) fn snapshot(saved: Saved, facts: &Facts<'_>) -> Snapshot {
+    let mut gate = saved.gate;
+    if facts.base_fingerprint.is_empty() {
+        // Nobody could tell later which model the adapter is for.
+        gate.publishable = false;
+        gate.findings.push("the base model's fingerprint is not recorded".to_owned());
+    }
     let meta = json!({
         "step": facts.step,
         "total_steps": facts.total_steps,
@@ -171,5 +177,5 @@ pub(super) fn snapshot(saved: Saved, facts: &Facts<'_>) -> Snapshot {
         METRICS: facts.metrics,
     });
     let meta = if let Value::Object(meta) = meta { meta } else { Map::new() };
-    Snapshot { step: Step(facts.step), files: saved.files, gate: saved.gate, meta }
+    Snapshot { step: Step(facts.step), files: saved.files, gate, meta }
 }

@@ -5,6 +5,7 @@
 mod denominators;
 mod fixture;
 mod gang;
+mod gate;
 mod job;
 mod parity;
 mod processes;

@@ -63,7 +63,7 @@ fn reproduces(name: &str, task: DataTask, micro_batch: Option<usize>, determinis
         .add_task(TaskSetup {
             name: "t".into(),
             adapter,
-            adapter_config: serde_json::json!({}),
+            adapter_config: serde_json::Value::Object(imported.map.clone()),
             objective,
             optimizer: OptimizerSpec { lr: 5e-3, weight_decay: 0.01, ..OptimizerSpec::default() },
             schedule: ScheduleSpec::default(),

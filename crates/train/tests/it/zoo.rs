@@ -85,3 +85,14 @@ fn an_interruption_leaves_no_trace() {
         }
     });
 }
+
+/// What a method trains reads back as the same adapter: otherwise nothing of it would ever be given to others.
+#[test]
+fn a_trained_step_passes_its_gate() {
+    each(|method, folder| {
+        let (outcome, _) = run_alone(&job(method, folder, &folder.join("model")));
+        assert_eq!(outcome.unwrap(), Outcome::Finished, "{}", method.card().name);
+        let manifest: Value = serde_json::from_slice(&stored(folder)["00000003-g0001/manifest.json"]).unwrap();
+        assert_eq!(manifest["gate"], json!({"publishable": true, "findings": []}), "{}", method.card().name);
+    });
+}
