@@ -1,8 +1,8 @@
-"""transformers opens a merged folder of Pleach's and gives the adapter's outputs.
+"""transformers opens merged folders of Pleach's and gives the adapters' outputs.
 
-Usage: merged.py CASE MERGED
+Usage: merged.py CASE MERGED [CASE MERGED ..]
 CASE is a recorded parity case; its `case.json` names the model class, `io.safetensors` has the batch and the outputs
-with and without the adapter. Prints one JSON object with the largest differences at real tokens.
+with and without the adapter. Prints one JSON object: by case, the largest differences at real tokens.
 """
 
 import json
@@ -13,9 +13,7 @@ import transformers
 from safetensors.torch import load_file
 
 
-def main():
-    case_dir, merged_dir = sys.argv[1:]
-    torch.set_num_threads(1)
+def compare(case_dir, merged_dir):
     with open(f"{case_dir}/case.json") as file:
         case = json.load(file)
     io = load_file(f"{case_dir}/io.safetensors")
@@ -35,16 +33,18 @@ def main():
     def off(name):
         return ((logits - io[name]).abs() * weight).max().item()
 
-    print(
-        json.dumps(
-            {
-                "adapted": off("eval.adapted_logits"),
-                "base": off("eval.base_logits"),
-                "missing": sorted(info["missing_keys"]),
-                "unexpected": sorted(info["unexpected_keys"]),
-            }
-        )
-    )
+    return {
+        "adapted": off("eval.adapted_logits"),
+        "base": off("eval.base_logits"),
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(info["unexpected_keys"]),
+    }
+
+
+def main():
+    torch.set_num_threads(1)
+    pairs = zip(sys.argv[1::2], sys.argv[2::2])
+    print(json.dumps({case: compare(case, merged) for case, merged in pairs}))
 
 
 main()

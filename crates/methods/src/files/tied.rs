@@ -69,6 +69,12 @@ fn share(
             return Err(apart(owner, site));
         }
         changes.untied.push(site.path.clone());
+        // A head whose weight is its own reads its bias under its own name too.
+        let own_bias = format!("{}.bias", site.path);
+        let bias = weights.get(&site.id).or_else(|| backbone.weights(site.id)).and_then(|op| op.bias.as_ref());
+        if let Some(bias) = bias.filter(|_| site.bias.as_ref() != Some(&own_bias)) {
+            changes.tensors.insert(own_bias, bias.to_kind(Kind::Float));
+        }
         changes.tensors.insert(own(site), other);
     }
     changes.tensors.insert(name.to_owned(), kept);
