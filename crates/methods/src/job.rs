@@ -140,6 +140,16 @@ pub struct JobPlan {
     pub tasks: Vec<TaskPlan>,
 }
 
+impl JobPlan {
+    /// The same with the memory that passes of these sizes need: tokens of the largest pass of each task, where known.
+    #[must_use]
+    pub fn with_tokens(mut self, job: &Job, model: &dyn BackboneConfig, tokens: &[Option<u64>]) -> Self {
+        let plans: Vec<&Plan> = self.tasks.iter().map(|task| task.plan.as_ref()).collect();
+        self.memory = memory::plan(job, model, precision(job), &plans, tokens);
+        self
+    }
+}
+
 /// Plans every task of a job on a model.
 ///
 /// # Errors
@@ -166,7 +176,7 @@ pub fn plan_job(job: &Job, model: &dyn BackboneConfig) -> Result<JobPlan> {
         Precision::Bf16 => 2,
     };
     let plans: Vec<&Plan> = tasks.iter().map(|task| task.plan.as_ref()).collect();
-    let memory = memory::plan(job, model, precision(job), &plans);
+    let memory = memory::plan(job, model, precision(job), &plans, &[]);
     Ok(JobPlan { class: model.info().class.clone(), frozen, frozen_bytes: frozen * width, memory, tasks })
 }
 

@@ -37,7 +37,16 @@ const RUNTIME: u64 = 50 << 20;
 const COPIES: u64 = 7;
 
 /// The plan of a job's tasks on a model.
-pub(crate) fn plan(job: &Job, model: &dyn BackboneConfig, precision: Precision, plans: &[&Plan]) -> Memory {
+///
+/// `tokens` says for each task how many tokens its largest pass has; the longest rows that the job allows where it is
+/// not known.
+pub(crate) fn plan(
+    job: &Job,
+    model: &dyn BackboneConfig,
+    precision: Precision,
+    plans: &[&Plan],
+    tokens: &[Option<u64>],
+) -> Memory {
     let width: u64 = match precision {
         Precision::Fp32 => 4,
         Precision::Bf16 => 2,
@@ -47,7 +56,10 @@ pub(crate) fn plan(job: &Job, model: &dyn BackboneConfig, precision: Precision, 
     let adapters = trained * 4 * COPIES;
     let mut memory = Memory { weights, adapters, runtime: RUNTIME, ..Memory::default() };
     for (index, plan) in plans.iter().enumerate() {
-        let pass = Pass::new(job, index, model, plan, width);
+        let mut pass = Pass::new(job, index, model, plan, width);
+        if let Some(tokens) = tokens.get(index).copied().flatten() {
+            pass.tokens = pass.tokens.min(tokens);
+        }
         let (activations, working) = pass.bytes(job.spec.train.activation_checkpointing);
         if activations + working > memory.activations + memory.working {
             (memory.activations, memory.working) = (activations, working);

@@ -5,6 +5,7 @@ mod coordinator;
 mod describe;
 mod explain;
 mod get;
+mod lengths;
 mod logs;
 mod methods;
 mod plan;

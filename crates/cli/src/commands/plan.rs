@@ -28,7 +28,8 @@ fn plan(job: &Job) -> Result<JobPlan> {
     if let Err(error) = ModelDir::open(folder) {
         out::note(format!("planned from config.json alone: {}", error.chain()));
     }
-    plan_job(job, model.as_ref())
+    let tokens = super::lengths::largest(job, folder, model.as_ref());
+    Ok(plan_job(job, model.as_ref())?.with_tokens(job, model.as_ref(), &tokens))
 }
 
 fn page(job: &Job, plan: &JobPlan) -> String {
