@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-/// Whether what is written to `stream` may have colour: it is a terminal, and `NO_COLOR` is not set.
+/// Whether what is written to `stream` may have colour: `NO_COLOR` is not set, and it is a terminal or `CLICOLOR_FORCE` asks.
 #[must_use]
 pub fn wants_colour(stream: &impl IsTerminal) -> bool {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
