@@ -3,7 +3,8 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-/// Whether what is written to `stream` may have colour: `NO_COLOR` is not set, and it is a terminal or `CLICOLOR_FORCE` asks.
+/// Whether what is written to `stream` may have colour: `NO_COLOR` is not set, and it is a terminal or
+/// `CLICOLOR_FORCE` asks.
 #[must_use]
 pub fn wants_colour(stream: &impl IsTerminal) -> bool {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
