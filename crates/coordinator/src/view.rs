@@ -1,7 +1,8 @@
 //! From what the coordinator knows to what callers see.
 
+use pleach_base::TaskName;
 use pleach_proto::v1;
-use pleach_sched::{Job, JobKey, JobState, MemberState};
+use pleach_sched::{Commit, Head, Job, JobKey, JobState, MemberState};
 
 use crate::db::JobRecord;
 
@@ -53,6 +54,22 @@ pub(crate) fn member(rank: u32, member: &pleach_sched::Member) -> v1::Member {
         rank,
         host: member.host.clone(),
         lanes: member.lanes.clone(),
+        pulse_port: u32::from(member.pulse_port),
+    }
+}
+
+pub(crate) fn head(task: &TaskName, head: &Head) -> v1::TaskHead {
+    v1::TaskHead { task: task.to_string(), recent: head.recent.iter().map(commit).collect() }
+}
+
+pub(crate) fn commit(commit: &Commit) -> v1::CommitRecord {
+    v1::CommitRecord {
+        task: commit.task.to_string(),
+        step: commit.step.0,
+        term: commit.fence.term.0,
+        generation: commit.fence.generation.0,
+        digest: commit.digest.clone(),
+        ..v1::CommitRecord::default()
     }
 }
 

@@ -23,8 +23,8 @@ impl State {
             Event::Submitted { job, needs } => self.submitted(&mut turn, job, needs),
             Event::CancelAsked { job, reason } => self.cancel_asked(&mut turn, &job, &reason),
             Event::Deleted { job } => self.deleted(&mut turn, job),
-            Event::Registered { worker, host, rendezvous_port } => {
-                self.registered(&mut turn, worker, host, rendezvous_port);
+            Event::Registered { worker, host, rendezvous_port, pulse_port } => {
+                self.registered(&mut turn, worker, host, (rendezvous_port, pulse_port));
             }
             Event::Connected { worker } => self.connected(&mut turn, &worker),
             Event::Disconnected { worker } => self.disconnected(&mut turn, &worker),

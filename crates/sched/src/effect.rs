@@ -1,8 +1,11 @@
 //! What the scheduler asks its caller to do, in order: persist first, then send.
 
-use pleach_base::{Fence, WorkerId};
+use std::collections::BTreeMap;
+
+use pleach_base::{Fence, TaskName, WorkerId};
 use serde::{Deserialize, Serialize};
 
+use crate::commit::{Commit, Head};
 use crate::gang::Member;
 use crate::job::JobKey;
 
@@ -25,6 +28,24 @@ pub enum Effect {
         worker: WorkerId,
         /// Which part.
         assignment: Assignment,
+    },
+    /// Let a worker that is free get ready to take part: load the model and the data, and see that `members` answer.
+    Prepare {
+        /// To whom.
+        worker: WorkerId,
+        /// For which job.
+        job: JobKey,
+        /// Its newest fence.
+        fence: Fence,
+        /// The ranks of the current gang, if there is one.
+        members: Vec<Member>,
+    },
+    /// Steps were recorded: persist them before the report is answered.
+    Committed {
+        /// Of which job.
+        job: JobKey,
+        /// In order; a commit for a step that is recorded already supersedes it.
+        commits: Vec<Commit>,
     },
     /// End a worker's part.
     Stop {
@@ -75,6 +96,8 @@ pub struct Assignment {
     pub rendezvous_port: u16,
     /// All ranks.
     pub members: Vec<Member>,
+    /// What is recorded of every task.
+    pub heads: BTreeMap<TaskName, Head>,
 }
 
 /// How a part ends.
@@ -82,6 +105,8 @@ pub struct Assignment {
 pub enum StopMode {
     /// At a step boundary, with a checkpoint.
     Drain,
+    /// At a step boundary, all state kept in memory: the next generation goes on from there.
+    Yield,
     /// At once.
     Abort,
 }

@@ -2,6 +2,7 @@
 
 use pleach_base::{Fence, Step, Term, WorkerId};
 
+use crate::commit::Commit;
 use crate::job::{Failure, JobKey, Needs};
 
 /// Something that happened.
@@ -34,6 +35,8 @@ pub enum Event {
         host: String,
         /// Port of the key-value store that it hosts when it has rank 0.
         rendezvous_port: u16,
+        /// Where it answers its peers; 0 when nowhere.
+        pulse_port: u16,
     },
     /// A worker's session stands.
     Connected {
@@ -83,8 +86,20 @@ pub struct Part {
 /// What a worker reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
+    /// The worker has loaded what the job needs and reached all members (answer to `Effect::Prepare`).
+    Prepared,
     /// The rank has joined its gang and loaded its state.
     Ready,
+    /// The ranks agreed on these steps, in order. From rank 0.
+    Committed {
+        /// What came out.
+        commits: Vec<Commit>,
+    },
+    /// A collective makes no progress, and these ranks do not answer this one.
+    Stalled {
+        /// Who does not answer; may be nobody.
+        suspects: Vec<u32>,
+    },
     /// A checkpoint is in the store.
     Durable {
         /// Of this step.

@@ -83,8 +83,8 @@ impl State {
         for (id, lanes) in workers.iter().zip(maps) {
             let Some(worker) = self.worker_mut(id) else { continue };
             worker.give(key, turn.now);
-            let host = worker.host.clone();
-            members.push(Member { worker: id.clone(), host, lanes, state: MemberState::Joining });
+            let (host, pulse_port) = (worker.host.clone(), worker.pulse_port);
+            members.push(Member { worker: id.clone(), host, pulse_port, lanes, state: MemberState::Joining });
         }
         let names: Vec<_> = members.iter().map(|member| member.worker.to_string()).collect();
         let gang = Gang { members, formed_at: turn.now, ending: None };

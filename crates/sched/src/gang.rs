@@ -23,6 +23,9 @@ pub struct Member {
     pub worker: WorkerId,
     /// Where peers reach it.
     pub host: String,
+    /// Where it answers its peers; 0 when nowhere.
+    #[serde(default)]
+    pub pulse_port: u16,
     /// The lanes that it trains.
     pub lanes: Vec<u32>,
     /// How far it is.

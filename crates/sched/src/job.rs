@@ -1,11 +1,13 @@
 //! A job as the scheduler knows it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use pleach_base::{Fence, Generation, JobId, Step, Tenant, Term};
+use pleach_base::{Fence, Generation, JobId, Step, TaskName, Tenant, Term};
 use serde::{Deserialize, Serialize};
 
+use crate::commit::Head;
 use crate::gang::Gang;
 
 /// A job's full name; `tenant/job` as text, which is also how it is stored.
@@ -152,6 +154,9 @@ pub struct Job {
     pub restarts: u32,
     /// Generations that failed since a checkpoint became durable.
     pub failures_in_a_row: u32,
+    /// What is recorded of every task.
+    #[serde(default)]
+    pub heads: BTreeMap<TaskName, Head>,
     /// The newest durable step of any task.
     pub durable: Step,
     /// What ended it, when it failed.
@@ -178,6 +183,7 @@ impl Job {
             gang: None,
             restarts: 0,
             failures_in_a_row: 0,
+            heads: BTreeMap::new(),
             durable: Step(0),
             failure: None,
             hold_until: Duration::ZERO,

@@ -7,6 +7,7 @@
 //! Deliberately not here: job files (the caller extracts [`Needs`]), metrics, priorities and quotas.
 
 mod apply;
+mod commit;
 mod effect;
 mod event;
 mod form;
@@ -18,6 +19,7 @@ mod settings;
 mod state;
 mod worker;
 
+pub use commit::{Commit, Head, KEPT};
 pub use effect::{Assignment, Effect, StopMode};
 pub use event::{Event, Part, Report};
 pub use gang::{Ending, EndingWhy, Gang, Member, MemberState};

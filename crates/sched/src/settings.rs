@@ -12,6 +12,9 @@ pub struct Settings {
     pub lease_ttl: Duration,
     /// A worker that is heard of, but whose training thread made no progress for so long, is lost.
     pub stall_grace: Duration,
+    /// A gang that is silent as a whole, or whose leader went away, is left alone for so long; workers stop by themselves
+    /// after it.
+    pub grace: Duration,
     /// After a worker joins, so long is waited for more before a job starts with fewer than its maximum.
     pub settle: Duration,
     /// After a generation failed, so long is waited before the next one; doubled with each failure in a row, up to
@@ -30,6 +33,7 @@ impl Default for Settings {
         Self {
             lease_ttl: Duration::from_secs(10),
             stall_grace: Duration::from_secs(180),
+            grace: Duration::from_secs(60),
             settle: Duration::from_secs(2),
             retry: Duration::from_millis(500),
             retry_max: Duration::from_secs(30),

@@ -95,6 +95,7 @@ impl State {
             rendezvous_host: first.host.clone(),
             rendezvous_port: self.worker(&first.worker).map_or(0, |worker| worker.rendezvous_port),
             members: gang.members.clone(),
+            heads: job.heads.clone(),
         })
     }
 

@@ -17,6 +17,8 @@ pub struct Worker {
     pub host: String,
     /// Port of the key-value store that it hosts when it has rank 0.
     pub rendezvous_port: u16,
+    /// Where it answers its peers; 0 when nowhere.
+    pub pulse_port: u16,
     /// When this incarnation registered.
     pub joined_at: Duration,
     /// When it was last heard of.

@@ -30,6 +30,7 @@ impl Identity {
 
     pub(crate) fn request(&self) -> RegisterRequest {
         RegisterRequest {
+            pulse_port: 0,
             worker: self.id.name.clone(),
             incarnation: self.id.incarnation,
             host: self.host.clone(),

@@ -190,6 +190,7 @@ impl Keeper {
     fn heartbeat(&self) -> SessionRequest {
         let part = self.pulse.part.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let beat = Heartbeat {
+            compute_seconds: 0.0,
             progress: self.pulse.progress.load(Ordering::SeqCst),
             idle: part.is_none(),
             draining: self.pulse.draining.load(Ordering::SeqCst),

@@ -111,7 +111,7 @@ impl Worker {
         match command {
             Command::Assignment(assignment) => self.assigned(assignment),
             Command::Stop(stop) => self.stop(&stop),
-            Command::Ack(_) => {}
+            Command::Ack(_) | Command::Prepare(_) => {}
         }
     }
 
@@ -162,7 +162,7 @@ impl Worker {
         let Some(current) = self.current.as_ref().filter(|current| meant(&current.part)) else { return };
         match stop.mode() {
             StopMode::Abort => current.stop.abort(stop.reason.clone()),
-            StopMode::Drain | StopMode::Unspecified => current.stop.drain(stop.reason.clone()),
+            StopMode::Drain | StopMode::Yield | StopMode::Unspecified => current.stop.drain(stop.reason.clone()),
         }
     }
 

@@ -108,6 +108,15 @@ impl JobService for Fake {
         Ok(Response::new(CancelJobResponse { job: Some(self.found(&request.get_ref().id)?) }))
     }
 
+    async fn list_commits(
+        &self,
+        request: Request<ListCommitsRequest>,
+    ) -> Result<Response<ListCommitsResponse>, Status> {
+        self.note(&request, "commits".into());
+        self.found(&request.get_ref().id)?;
+        Ok(Response::new(ListCommitsResponse::default()))
+    }
+
     async fn delete_job(&self, request: Request<DeleteJobRequest>) -> Result<Response<DeleteJobResponse>, Status> {
         self.note(&request, "delete".into());
         self.found(&request.get_ref().id)?;

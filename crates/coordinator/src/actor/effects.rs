@@ -3,7 +3,7 @@
 use pleach_base::{Error, Fence, Result, WorkerId, code};
 use pleach_proto::v1;
 use pleach_proto::v1::session_response::Message;
-use pleach_sched::{Assignment, Effect, Event, JobKey, StopMode};
+use pleach_sched::{Assignment, Effect, Event, JobKey, Member, StopMode};
 
 use super::Actor;
 use crate::view;
@@ -49,6 +49,8 @@ impl Actor {
                 self.batch.forget(&job);
             }
             Effect::Assign { worker, assignment } => self.assign(&worker, &assignment),
+            Effect::Prepare { worker, job, fence, members } => self.prepare(&worker, &job, fence, &members),
+            Effect::Committed { job, .. } => self.job_changed(&job),
             Effect::Stop { worker, part, mode, reason } => {
                 self.batch.order(&worker, Message::Stop(stop(part, mode, reason)));
             }
@@ -87,14 +89,29 @@ impl Actor {
             rendezvous_host: assignment.rendezvous_host.clone(),
             rendezvous_port: u32::from(assignment.rendezvous_port),
             members,
+            heads: assignment.heads.iter().map(|(task, head)| view::head(task, head)).collect(),
         };
         self.batch.order(worker, Message::Assignment(message));
+    }
+
+    fn prepare(&mut self, worker: &WorkerId, job: &JobKey, fence: Fence, members: &[Member]) {
+        let Some(entry) = self.entries.get(job) else { return };
+        let message = v1::Prepare {
+            tenant: job.tenant.to_string(),
+            job: job.job.to_string(),
+            spec_json: entry.record.spec.clone(),
+            term: fence.term.0,
+            generation: fence.generation.0,
+            members: (0u32..).zip(members).map(|(rank, member)| view::member(rank, member)).collect(),
+        };
+        self.batch.order(worker, Message::Prepare(message));
     }
 }
 
 fn stop(part: Option<(JobKey, Fence)>, mode: StopMode, reason: String) -> v1::Stop {
     let mode = match mode {
         StopMode::Drain => v1::StopMode::Drain,
+        StopMode::Yield => v1::StopMode::Yield,
         StopMode::Abort => v1::StopMode::Abort,
     };
     let mut stop = v1::Stop { mode: mode.into(), reason, ..v1::Stop::default() };

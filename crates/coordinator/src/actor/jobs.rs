@@ -9,6 +9,7 @@ use pleach_sched::{Event, FORMAT_VERSION, Job, JobKey, JobState, Worker};
 use super::{Actor, Entry};
 use crate::admit::Admitted;
 use crate::db::{JobRecord, Stored};
+use crate::view;
 use crate::watch::Watched;
 
 /// Everything at a glance.
@@ -44,6 +45,13 @@ impl Actor {
 
     pub(crate) fn job(&self, key: &JobKey) -> Result<v1::Job> {
         Ok(self.entry(key)?.job(key))
+    }
+
+    /// The newest recorded steps of a job's tasks; of one task when `task` names it.
+    pub(crate) fn commits(&self, key: &JobKey, task: &str) -> Result<Vec<v1::CommitRecord>> {
+        let heads = &self.entry(key)?.record.sched.heads;
+        let wanted = heads.iter().filter(|(name, _)| task.is_empty() || name.as_str() == task);
+        Ok(wanted.flat_map(|(_, head)| head.recent.iter().map(view::commit)).collect())
     }
 
     pub(crate) fn list(&self, tenant: &Tenant) -> Vec<v1::Job> {

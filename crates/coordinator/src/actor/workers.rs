@@ -1,12 +1,13 @@
 //! What workers say.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use pleach_base::{Result, Step, WorkerId};
+use pleach_base::{Fence, Generation, Result, Step, Term, WorkerId};
 use pleach_proto::v1;
 use pleach_proto::v1::report_request::Report as Said;
 use pleach_proto::v1::watch_job_response::Update;
-use pleach_sched::{Event, Failure, JobKey, JobState, Part, Report};
+use pleach_sched::{Commit, Event, Failure, JobKey, JobState, Part, Report};
 
 use tokio_util::sync::DropGuard;
 
@@ -32,11 +33,22 @@ impl Reports {
 }
 
 impl Actor {
-    /// Gives a worker a lease; returns its time to live in milliseconds and the term.
-    pub(crate) fn register(&mut self, worker: WorkerId, host: String, rendezvous_port: u16) -> Result<(u64, u64)> {
-        self.try_apply(Event::Registered { worker, host, rendezvous_port })?;
-        let ttl = u64::try_from(self.settings().lease_ttl.as_millis()).unwrap_or(u64::MAX);
-        Ok((ttl, self.term().0))
+    /// Gives a worker a lease. `ports`: of its key-value store, and where it answers its peers.
+    pub(crate) fn register(
+        &mut self,
+        worker: WorkerId,
+        host: String,
+        ports: (u16, u16),
+    ) -> Result<v1::RegisterResponse> {
+        let (rendezvous_port, pulse_port) = ports;
+        self.try_apply(Event::Registered { worker, host, rendezvous_port, pulse_port })?;
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let settings = self.settings();
+        Ok(v1::RegisterResponse {
+            lease_ttl_ms: millis(settings.lease_ttl),
+            term: self.term().0,
+            grace_ms: millis(settings.grace),
+        })
     }
 
     /// Opens a worker's session; a session before it ends. `guard` tells the reader when it is given up. Returns its
@@ -153,7 +165,12 @@ impl Actor {
                     self.batch.progress(key);
                 }
             }
-            Said::Ready(_) | Said::Drained(_) | Said::Failed(_) => {}
+            Said::Ready(_)
+            | Said::Drained(_)
+            | Said::Failed(_)
+            | Said::Prepared(_)
+            | Said::Commits(_)
+            | Said::Stalled(_) => {}
         }
     }
 
@@ -182,6 +199,15 @@ fn merge(task: &mut v1::TaskStatus, told: v1::TaskStatus) {
     task.done = told.done;
 }
 
+fn commit(record: &v1::CommitRecord) -> Commit {
+    Commit {
+        task: record.task.as_str().into(),
+        step: Step(record.step),
+        fence: Fence { term: Term(record.term), generation: Generation(record.generation) },
+        digest: record.digest.clone(),
+    }
+}
+
 fn report(said: &Said) -> Report {
     match said {
         Said::Ready(_) => Report::Ready,
@@ -196,6 +222,9 @@ fn report(said: &Said) -> Report {
                 suspects: failed.suspects.clone(),
             }
         }
+        Said::Prepared(_) => Report::Prepared,
+        Said::Commits(told) => Report::Committed { commits: told.records.iter().map(commit).collect() },
+        Said::Stalled(told) => Report::Stalled { suspects: told.suspects.clone() },
         Said::Eval(_) | Said::Event(_) | Said::Task(_) => Report::Other,
     }
 }

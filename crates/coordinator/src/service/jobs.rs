@@ -4,7 +4,8 @@ use pleach_base::code;
 use pleach_proto::v1::job_service_server::JobService;
 use pleach_proto::v1::{
     CancelJobRequest, CancelJobResponse, DeleteJobRequest, DeleteJobResponse, GetJobRequest, GetJobResponse,
-    ListJobsRequest, ListJobsResponse, SubmitJobRequest, SubmitJobResponse, WatchJobRequest, WatchJobResponse,
+    ListCommitsRequest, ListCommitsResponse, ListJobsRequest, ListJobsResponse, SubmitJobRequest, SubmitJobResponse,
+    WatchJobRequest, WatchJobResponse,
 };
 use pleach_sched::JobKey;
 use tokio::sync::mpsc;
@@ -41,6 +42,16 @@ fn key(metadata: &MetadataMap, id: &str) -> Result<JobKey, Status> {
 
 #[tonic::async_trait]
 impl JobService for Jobs {
+    async fn list_commits(
+        &self,
+        request: Request<ListCommitsRequest>,
+    ) -> Result<Response<ListCommitsResponse>, Status> {
+        let key = key(request.metadata(), &request.get_ref().id)?;
+        let task = request.into_inner().task;
+        let commits = self.shared.actor.ask(move |actor| actor.commits(&key, &task)).await.map_err(status)?;
+        Ok(Response::new(ListCommitsResponse { commits }))
+    }
+
     async fn submit_job(&self, request: Request<SubmitJobRequest>) -> Result<Response<SubmitJobResponse>, Status> {
         let tenant = caller::named_tenant(request.metadata()).map_err(status)?;
         let (request, local) = (request.into_inner(), self.local);

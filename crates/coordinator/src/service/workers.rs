@@ -34,10 +34,11 @@ impl WorkerService for Workers {
         let worker = worker(&request.worker, request.incarnation).map_err(status)?;
         let port = u16::try_from(request.rendezvous_port)
             .map_err(|_| status(code::BAD_VALUE.error("rendezvous_port: it is not a port")))?;
+        let pulse = u16::try_from(request.pulse_port)
+            .map_err(|_| status(code::BAD_VALUE.error("pulse_port: it is not a port")))?;
         let host = request.host;
-        let lease = self.shared.actor.ask(move |actor| actor.register(worker, host, port)).await;
-        let (lease_ttl_ms, term) = lease.map_err(status)?;
-        Ok(Response::new(RegisterResponse { lease_ttl_ms, term }))
+        let lease = self.shared.actor.ask(move |actor| actor.register(worker, host, (port, pulse))).await;
+        Ok(Response::new(lease.map_err(status)?))
     }
 
     type SessionStream = ReceiverStream<Result<SessionResponse, Status>>;

@@ -27,6 +27,7 @@ pub(crate) struct Cluster {
 
 pub(crate) fn fast() -> Settings {
     Settings {
+        grace: Duration::from_secs(60),
         lease_ttl: Duration::from_millis(900),
         stall_grace: Duration::from_secs(5),
         settle: Duration::from_millis(300),

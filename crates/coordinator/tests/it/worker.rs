@@ -86,7 +86,7 @@ impl Worker {
                     return assignment;
                 }
                 Order::Stop(_) => self.idle(),
-                Order::Ack(_) => {}
+                Order::Ack(_) | Order::Prepare(_) => {}
             }
         }
     }
@@ -198,6 +198,7 @@ async fn beat(
 fn heartbeat(name: &str, incarnation: u64, shown: &Shown) -> SessionRequest {
     let part = shown.part.lock().unwrap().clone();
     let beat = Heartbeat {
+        compute_seconds: 0.0,
         progress: shown.progress.load(Ordering::SeqCst),
         idle: part.is_none(),
         draining: shown.draining.load(Ordering::SeqCst),

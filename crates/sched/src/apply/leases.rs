@@ -10,7 +10,8 @@ use crate::state::{State, Turn};
 use crate::worker::Worker;
 
 impl State {
-    pub(super) fn registered(&mut self, turn: &mut Turn, id: WorkerId, host: String, rendezvous_port: u16) {
+    pub(super) fn registered(&mut self, turn: &mut Turn, id: WorkerId, host: String, ports: (u16, u16)) {
+        let (rendezvous_port, pulse_port) = ports;
         if self.is_superseded(&id) {
             let reason = format!("{id} was replaced by a newer process of the same name");
             return turn.push(Effect::Refused { reason });
@@ -28,6 +29,7 @@ impl State {
             id: id.clone(),
             host,
             rendezvous_port,
+            pulse_port,
             joined_at: turn.now,
             heard_at: turn.now,
             progress: 0,

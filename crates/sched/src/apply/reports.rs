@@ -2,6 +2,7 @@
 
 use pleach_base::WorkerId;
 
+use crate::commit::{Commit, KEPT};
 use crate::effect::Effect;
 use crate::event::{Part, Report};
 use crate::gang::{EndingWhy, MemberState};
@@ -62,8 +63,23 @@ impl State {
             Report::Failed { failure, permanent, suspects } => {
                 self.failed(turn, key, id, failure, permanent, &suspects);
             }
-            Report::Other => {}
+            Report::Committed { commits } => self.committed(turn, key, commits),
+            Report::Prepared | Report::Stalled { .. } | Report::Other => {}
         }
+    }
+
+    /// The newest records of each task stay in memory for the next assignment.
+    fn committed(&mut self, turn: &mut Turn, key: &JobKey, commits: Vec<Commit>) {
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        for commit in &commits {
+            let head = job.heads.entry(commit.task.clone()).or_default();
+            head.recent.retain(|before| before.step < commit.step);
+            head.recent.push_back(commit.clone());
+            if head.recent.len() > KEPT {
+                head.recent.pop_front();
+            }
+        }
+        turn.push(Effect::Committed { job: key.clone(), commits });
     }
 
     fn ready(&mut self, turn: &mut Turn, key: &JobKey, id: &WorkerId) {

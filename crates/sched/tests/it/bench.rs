@@ -47,8 +47,12 @@ impl Bench {
 
     pub(crate) fn join(&mut self, name: &str, incarnation: u64) -> Vec<Effect> {
         let worker = worker(name, incarnation);
-        let mut effects =
-            self.apply(Event::Registered { worker: worker.clone(), host: "h".into(), rendezvous_port: 9 });
+        let mut effects = self.apply(Event::Registered {
+            worker: worker.clone(),
+            host: "h".into(),
+            rendezvous_port: 9,
+            pulse_port: 0,
+        });
         effects.extend(self.apply(Event::Connected { worker }));
         effects
     }

@@ -65,6 +65,7 @@ impl Sim {
         let mut rng = Key::seed(seed).named("sched-simulation").rng();
         let count = 1 + rng.below(5);
         let settings = Settings {
+            grace: Duration::from_secs(60),
             lease_ttl: Duration::from_secs(3),
             stall_grace: Duration::from_secs(8),
             settle: Duration::from_millis(500),

@@ -92,7 +92,7 @@ impl WorkerService for Coordinator {
 
     async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
         self.0.lock().unwrap().registered.push(request.into_inner());
-        Ok(Response::new(RegisterResponse { lease_ttl_ms: 600, term: 1 }))
+        Ok(Response::new(RegisterResponse { lease_ttl_ms: 600, term: 1, grace_ms: 60_000 }))
     }
 
     async fn session(

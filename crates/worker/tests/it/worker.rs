@@ -49,6 +49,7 @@ const ENDLESS: u32 = 1_000_000;
 
 fn assignment(job: &Value, generation: u64, rank: u32, world: u32, leader: &RegisterRequest) -> Command {
     Command::Assignment(Assignment {
+        heads: Vec::new(),
         tenant: "default".into(),
         job: "tiny".into(),
         spec_json: job.to_string(),

@@ -91,7 +91,7 @@ impl Sim {
                 match mode {
                     StopMode::Abort => worker.work = None,
                     StopMode::Drain if work.training => work.drain = true,
-                    StopMode::Drain => {
+                    StopMode::Drain | StopMode::Yield => {
                         worker.work = None;
                         self.report(index, own, Report::Drained);
                     }
@@ -181,7 +181,7 @@ impl Sim {
 
     fn join(&mut self, index: usize, id: WorkerId) {
         let at = self.now + self.delay(300);
-        let event = Event::Registered { worker: id.clone(), host: id.name.clone(), rendezvous_port: 1 };
+        let event = Event::Registered { worker: id.clone(), host: id.name.clone(), rendezvous_port: 1, pulse_port: 2 };
         self.send(at, Message::ToCoordinator { event, from: index, opens: None });
         self.sent += 1;
         let opens = Some(self.sent);
