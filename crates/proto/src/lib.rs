@@ -16,5 +16,8 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pleach.
 /// Metadata key that names the tenant.
 pub const TENANT_KEY: &str = "pleach-tenant";
 
+/// Metadata key of a refusal with `NOT_LEADER`: the address of the coordinator that leads, when one does.
+pub const LEADER_KEY: &str = "pleach-leader";
+
 /// Largest message either side accepts: a job file of many tasks is far below.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;

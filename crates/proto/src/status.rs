@@ -4,6 +4,7 @@ use pleach_base::{Error, Kind, code};
 use tonic::metadata::MetadataValue;
 use tonic::{Code as GrpcCode, Status};
 
+use crate::LEADER_KEY;
 use crate::v1::Failure;
 
 const CODE_KEY: &str = "pleach-code";
@@ -55,6 +56,26 @@ pub fn from_status(status: &Status) -> Error {
     code.error(status.message()).maybe_hint(hint)
 }
 
+/// What a coordinator that stands by answers: who leads instead, if anybody does.
+#[must_use]
+pub fn not_leader(leader: Option<&str>) -> Status {
+    let error = match leader {
+        Some(leader) => code::NOT_LEADER.error(format!("this coordinator stands by; {leader} leads")),
+        None => code::NOT_LEADER.error("no coordinator leads at the moment").hint("try again in a few seconds"),
+    };
+    let mut status = to_status(&error);
+    if let Some(leader) = leader.and_then(|leader| leader.parse().ok()) {
+        status.metadata_mut().insert(LEADER_KEY, leader);
+    }
+    status
+}
+
+/// The address of the leader, in the refusal of a coordinator that stands by.
+#[must_use]
+pub fn leader(status: &Status) -> Option<&str> {
+    status.metadata().get(LEADER_KEY)?.to_str().ok()
+}
+
 /// An error inside a message.
 #[must_use]
 pub fn to_failure(error: &Error) -> Failure {
@@ -75,6 +96,14 @@ pub fn from_failure(failure: &Failure) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_names_the_leader() {
+        let status = not_leader(Some("http://10.0.0.1:7700"));
+        assert_eq!((from_status(&status).code(), status.code()), (code::NOT_LEADER, GrpcCode::Unavailable));
+        assert_eq!(leader(&status), Some("http://10.0.0.1:7700"));
+        assert_eq!(leader(&not_leader(None)), None);
+    }
 
     #[test]
     fn an_error_survives_the_wire() {

@@ -17,4 +17,6 @@ codes! {
     STATE_CORRUPT = "PL0707", Corrupt;
     /// The coordinator refused the token.
     TOKEN_REFUSED = "PL0708", Denied;
+    /// This coordinator stands by; another one leads.
+    NOT_LEADER = "PL0709", Unavailable;
 }
