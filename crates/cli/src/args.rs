@@ -296,6 +296,9 @@ pub(crate) struct Coordinator {
     /// Milliseconds after which a silent worker is lost [default: 10000]
     #[arg(long, value_name = "MS")]
     pub(crate) lease_ttl_ms: Option<u64>,
+    /// Milliseconds that workers may train on without a coordinator [default: 60000]
+    #[arg(long, value_name = "MS")]
+    pub(crate) grace_ms: Option<u64>,
 }
 
 #[cfg(test)]

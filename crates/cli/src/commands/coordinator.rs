@@ -23,6 +23,8 @@ struct Node {
     state: String,
     /// Milliseconds after which a silent worker is lost.
     lease_ttl_ms: u64,
+    /// Milliseconds that a gang may train without a coordinator.
+    grace_ms: u64,
 }
 
 /// The flags that were given: absent ones must not stand above other layers.
@@ -36,6 +38,8 @@ struct Flags {
     state: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     lease_ttl_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grace_ms: Option<u64>,
 }
 
 pub(super) async fn run(global: &Global, args: Coordinator) -> Result<()> {
@@ -60,8 +64,15 @@ fn config(global: &Global, args: Coordinator) -> Result<Config> {
         http: "127.0.0.1:7701".into(),
         state: ".pleach/coordinator.redb".into(),
         lease_ttl_ms: 10_000,
+        grace_ms: 60_000,
     };
-    let flags = Flags { listen: args.listen, http: args.http, state: args.state, lease_ttl_ms: args.lease_ttl_ms };
+    let flags = Flags {
+        listen: args.listen,
+        http: args.http,
+        state: args.state,
+        lease_ttl_ms: args.lease_ttl_ms,
+        grace_ms: args.grace_ms,
+    };
     let node: Node = pleach_spec::node::layered(&defaults, args.config.as_deref(), "PLEACH_COORDINATOR_", &flags)?;
     let state = if node.state == "memory" { StateStore::Memory } else { StateStore::File(node.state.into()) };
     let mut config = Config::new(state);
@@ -76,7 +87,12 @@ fn config(global: &Global, args: Coordinator) -> Result<Config> {
     if node.lease_ttl_ms < 100 {
         return Err(code::BAD_VALUE.error(format!("lease_ttl_ms: {} is below 100", node.lease_ttl_ms)));
     }
+    // A gang that may not even wait for a lease to end could never outlive a coordinator.
+    if node.grace_ms < node.lease_ttl_ms {
+        return Err(code::BAD_VALUE.error(format!("grace_ms: {} is below lease_ttl_ms", node.grace_ms)));
+    }
     config.settings.lease_ttl = Duration::from_millis(node.lease_ttl_ms);
+    config.settings.grace = Duration::from_millis(node.grace_ms);
     Ok(config)
 }
 
@@ -102,13 +118,14 @@ mod tests {
         let config = parsed(&["--config", file, "--listen", "127.0.0.1:2", "--http", "off", "--token", "t"]).unwrap();
         assert_eq!(config.grpc_listen, "127.0.0.1:2".parse().unwrap());
         assert_eq!(config.settings.lease_ttl, Duration::from_millis(500));
+        assert_eq!(config.settings.grace, Duration::from_secs(60));
         assert_eq!((config.state, config.http_listen), (StateStore::Memory, None));
         assert_eq!(config.token.as_deref(), Some("t"));
     }
 
     #[test]
     fn what_cannot_be_is_refused() {
-        for args in [["--http", "nowhere"], ["--lease-ttl-ms", "1"]] {
+        for args in [["--http", "nowhere"], ["--lease-ttl-ms", "1"], ["--grace-ms", "9999"]] {
             assert_eq!(parsed(&args).map(|_| ()).unwrap_err().code(), code::BAD_VALUE, "{args:?}");
         }
     }
