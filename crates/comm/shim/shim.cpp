@@ -1,5 +1,6 @@
 #include "shim.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <thread>
@@ -7,6 +8,7 @@
 
 #include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
+#include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
@@ -110,6 +112,13 @@ c10::intrusive_ptr<c10d::Work> launch(
   }
 }
 
+// A peer's death is expected here and told by an error; c10d would also print a stack trace for each.
+void quiet() {
+  if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr) {
+    FLAGS_caffe2_log_level = 2;
+  }
+}
+
 } // namespace
 
 void pleach_describe(std::exception_ptr error, PleachFailure* failure) noexcept {
@@ -143,6 +152,7 @@ bool pleach_store_serve(
     PleachStore** out,
     PleachFailure* failure) {
   return pleach_guard(failure, [&] {
+    quiet();
     c10d::TCPStoreOptions opts;
     opts.port = port;
     opts.isServer = true;
@@ -162,6 +172,7 @@ bool pleach_store_connect(
     PleachStore** out,
     PleachFailure* failure) {
   return pleach_guard(failure, [&] {
+    quiet();
     c10d::TCPStoreOptions opts;
     opts.port = port;
     opts.waitWorkers = false;
@@ -178,6 +189,11 @@ bool pleach_store_set(PleachStore* store, const char* key, const char* value, Pl
 // Adds one to a counter and says what it is then.
 bool pleach_store_count(PleachStore* store, const char* key, int64_t* value, PleachFailure* failure) {
   return pleach_guard(failure, [&] { *value = store->store->add(key, 1); });
+}
+
+// Whether the key is there now.
+bool pleach_store_has(PleachStore* store, const char* key, bool* found, PleachFailure* failure) {
+  return pleach_guard(failure, [&] { *found = store->store->check({std::string(key)}); });
 }
 
 // Waits for the key, up to the timeout of the store; the value is cut to `capacity - 1` bytes.
@@ -211,14 +227,13 @@ void pleach_gloo_device_free(std::shared_ptr<::gloo::transport::Device>* device)
   delete device;
 }
 
-// Connects this rank with all others: `setup_ms` bounds that, `timeout_ms` every later collective.
+// Connects this rank with all others: `setup_ms` bounds that, and every collective until `pleach_group_limit`.
 bool pleach_gloo_group(
     PleachStore* store,
     std::shared_ptr<::gloo::transport::Device>* device,
     int32_t rank,
     int32_t world,
     int64_t setup_ms,
-    int64_t timeout_ms,
     PleachGroup** out,
     PleachFailure* failure) {
   return pleach_guard(failure, [&] {
@@ -226,8 +241,15 @@ bool pleach_gloo_group(
     opts->devices.push_back(*device);
     opts->threads = 1;
     auto backend = c10::make_intrusive<c10d::ProcessGroupGloo>(store->store, rank, world, opts);
-    backend->setTimeout(milliseconds(timeout_ms));
-    *out = new PleachGroup{std::move(backend), milliseconds(timeout_ms)};
+    *out = new PleachGroup{std::move(backend), milliseconds(setup_ms)};
+  });
+}
+
+// How long every later collective may take.
+bool pleach_group_limit(PleachGroup* group, int64_t timeout_ms, PleachFailure* failure) {
+  return pleach_guard(failure, [&] {
+    group->timeout = milliseconds(timeout_ms);
+    group->backend->setTimeout(group->timeout);
   });
 }
 

@@ -71,6 +71,7 @@ unsafe extern "C" {
         failure: *mut RawFailure,
     ) -> bool;
     fn pleach_store_count(store: *mut RawStore, key: *const c_char, value: *mut i64, failure: *mut RawFailure) -> bool;
+    fn pleach_store_has(store: *mut RawStore, key: *const c_char, found: *mut bool, failure: *mut RawFailure) -> bool;
     fn pleach_store_get(
         store: *mut RawStore,
         key: *const c_char,
@@ -92,10 +93,10 @@ unsafe extern "C" {
         rank: i32,
         world: i32,
         setup_ms: i64,
-        timeout_ms: i64,
         out: *mut *mut RawGroup,
         failure: *mut RawFailure,
     ) -> bool;
+    fn pleach_group_limit(group: *mut RawGroup, timeout_ms: i64, failure: *mut RawFailure) -> bool;
     #[cfg(feature = "cuda")]
     fn pleach_nccl_group(
         store: *mut RawStore,
@@ -206,6 +207,15 @@ impl Store {
         Ok(value)
     }
 
+    /// Whether the key is there now.
+    pub(crate) fn has(&self, key: &str) -> Outcome<bool> {
+        let key = c_string(key)?;
+        let mut found = false;
+        // SAFETY: the store lives as long as `self`, the key outlives the call.
+        guarded(|failure| unsafe { pleach_store_has(self.0, key.as_ptr(), &raw mut found, failure) })?;
+        Ok(found)
+    }
+
     /// Waits for the key; values are short.
     pub(crate) fn get(&self, key: &str) -> Outcome<String> {
         let key = c_string(key)?;
@@ -260,16 +270,20 @@ impl Backend {
         transport: &Transport,
         (rank, world): (usize, usize),
         setup: Duration,
-        timeout: Duration,
     ) -> Outcome<Self> {
         let (rank, world) = (narrow(rank)?, narrow(world)?);
         let mut out = std::ptr::null_mut();
         // SAFETY: store and transport live through the call, the group takes references of its own.
         guarded(|failure| unsafe {
-            let (setup, timeout) = (millis(setup), millis(timeout));
-            pleach_gloo_group(store.0, transport.0, rank, world, setup, timeout, &raw mut out, failure)
+            pleach_gloo_group(store.0, transport.0, rank, world, millis(setup), &raw mut out, failure)
         })?;
         Ok(Self(out))
+    }
+
+    /// How long every later call may take.
+    pub(crate) fn limit(&mut self, timeout: Duration) -> Outcome<()> {
+        // SAFETY: the group lives as long as `self`, and no call is under way since calls borrow it.
+        guarded(|failure| unsafe { pleach_group_limit(self.0, millis(timeout), failure) })
     }
 
     #[cfg(feature = "cuda")]

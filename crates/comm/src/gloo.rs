@@ -2,20 +2,31 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pleach_base::{Error, Result, code};
 use tch::{Device, Kind, Tensor};
 
 use crate::ffi::{self, Backend, Failure, Store};
+use crate::forming;
 use crate::group::{Group, Link, Transport};
 use crate::sockets::{self, Peer, Peers};
 use crate::{Bind, Call, Collective, GroupOptions};
 
+/// How often a rank looks who has come; growing, since those who come at all come soon.
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+const LATER_LOOK: Duration = Duration::from_millis(20);
+
 /// Joins a group of CPU ranks. Returns when every rank has joined.
 ///
 /// # Errors
-/// `COMM_SETUP` when the store or a rank does not answer within `setup_timeout`, or the bind address cannot be used.
+/// `COMM_SETUP` when the store or a rank does not answer in time ([`crate::Forming::missing`] says which), or the bind
+/// address cannot be used; `COMM_ABORTED` when [`GroupOptions::forming`] was aborted.
 pub fn gloo(options: &GroupOptions) -> Result<Box<dyn Collective>> {
+    forming::run(options, form)
+}
+
+fn form(options: &GroupOptions) -> Result<Box<dyn Collective>> {
     let store = connect(options)?;
     let (hostname, interface) = bind(options)?;
     let (transport, mine) = listen(&hostname, &interface)?;
@@ -23,16 +34,18 @@ pub fn gloo(options: &GroupOptions) -> Result<Box<dyn Collective>> {
     let (rank, world) = (options.rank, options.world);
 
     store.set(&format!("listen/{rank}"), &mine.to_string()).map_err(setup)?;
-    let backend =
-        Backend::gloo(&store, &transport, (rank, world), options.setup_timeout, options.timeout).map_err(setup)?;
+    arrive(&store, options)?;
     let listeners = (0..world)
         .map(|rank| {
             let text = store.get(&format!("listen/{rank}")).map_err(setup)?;
             text.parse().map_err(|_| code::COMM_SETUP.error(format!("rank {rank} listens on {text:?}")))
         })
         .collect::<Result<Vec<SocketAddr>>>()?;
+    options.forming.enter("connecting the ranks", options.setup_timeout);
+    let mut backend = Backend::gloo(&store, &transport, (rank, world), options.setup_timeout).map_err(setup)?;
     let mut peers = sockets::connected(mine, &listeners);
     introduce(&backend, options, &listeners, &mut peers)?;
+    backend.limit(options.timeout).map_err(setup)?;
     tracing::debug!(rank, world, prefix = options.prefix, %mine, "group formed");
     let peers = Arc::new(Peers::new(peers));
     Ok(Box::new(Group::new(Gloo { rank, world, peers, backend }, options.checked)))
@@ -40,26 +53,60 @@ pub fn gloo(options: &GroupOptions) -> Result<Box<dyn Collective>> {
 
 /// Connects to the store under the prefix of the group, for the first time.
 pub(crate) fn connect(options: &GroupOptions) -> Result<Store> {
-    let GroupOptions { rank, world, prefix, store, setup_timeout, .. } = options;
+    let GroupOptions { rank, world, prefix, store, setup_timeout, forming, .. } = options;
     if rank >= world || prefix.is_empty() {
         return Err(code::COMM_SETUP.error(format!("rank {rank} of {world} with prefix {prefix:?} is not possible")));
     }
+    // Rank 0 serves the store: if it does not answer, that rank is what is missing.
     let unreachable = |why: String| {
+        forming.note_missing(if *rank == 0 { Vec::new() } else { vec![0] });
         code::COMM_SETUP
             .error(format!("rendezvous store {}:{}: {why}", store.host, store.port))
             .hint("the worker that hosts the store must run and be reachable from here")
     };
-    sockets::wait_for_listener(&store.host, store.port, *setup_timeout)
+    forming.enter("reaching the rendezvous store", *setup_timeout);
+    if *rank > 0 {
+        forming.note_missing(vec![0]);
+    }
+    sockets::wait_for_listener(&store.host, store.port, *setup_timeout, || forming.check(options).is_ok())
         .map_err(|error| unreachable(error.to_string()))?;
     let connected = Store::connect(&store.host, store.port, prefix, *setup_timeout)
         .map_err(|failure| unreachable(failure.message))?;
     // What an earlier group left under this prefix would lead to ranks that are gone.
-    match connected.count(&format!("joined/{rank}")) {
-        Ok(1) => Ok(connected),
-        Ok(_) => Err(code::COMM_SETUP
-            .error(format!("rank {rank} joined a group {prefix} before"))
-            .hint("a group is formed once; a new attempt takes a new prefix")),
-        Err(failure) => Err(unreachable(failure.message)),
+    let count = connected.count(&format!("joined/{rank}")).map_err(|failure| unreachable(failure.message))?;
+    forming.note_missing(Vec::new());
+    if count == 1 {
+        return Ok(connected);
+    }
+    Err(code::COMM_SETUP
+        .error(format!("rank {rank} joined a group {prefix} before"))
+        .hint("a group is formed once; a new attempt takes a new prefix"))
+}
+
+/// Waits until every rank is at the store. Only then is c10d entered, whose own waits cannot be ended.
+pub(crate) fn arrive(store: &Store, options: &GroupOptions) -> Result<()> {
+    let forming = &options.forming;
+    forming.enter("waiting for all ranks", options.arrival_timeout);
+    let mut missing: Vec<usize> = (0..options.world).filter(|rank| *rank != options.rank).collect();
+    let mut pause = FIRST_LOOK;
+    loop {
+        let mut still = Vec::new();
+        for rank in missing {
+            if !store.has(&format!("listen/{rank}")).map_err(|failure| setup_error(options, &failure))? {
+                still.push(rank);
+            }
+        }
+        missing = still;
+        forming.note_missing(missing.clone());
+        if missing.is_empty() {
+            return Ok(());
+        }
+        forming.check(options)?;
+        if forming.left().is_zero() {
+            return Err(forming.late(options));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LATER_LOOK);
     }
 }
 
@@ -109,8 +156,10 @@ fn introduce(backend: &Backend, options: &GroupOptions, listeners: &[SocketAddr]
     }
     let size = i64::try_from(world).unwrap_or(i64::MAX);
     let all = Tensor::zeros([size, size], (Kind::Int64, Device::Cpu)); // [rank that connected, rank it connected to]
+    let unwanted = || options.forming.check(options).is_err() || options.forming.left().is_zero();
+    let watch = || peers.iter().filter(|_| unwanted()).for_each(Peer::shut);
     backend
-        .run(Call::AllGather, &Tensor::from_slice(&mine), &all, || {})
+        .run(Call::AllGather, &Tensor::from_slice(&mine), &all, watch)
         .map_err(|failure| setup_error(options, &failure))?;
     for peer in peers.iter_mut().filter(|peer| peer.rank.is_none()) {
         peer.rank = (0..world).find(|rank| {
@@ -125,10 +174,7 @@ fn introduce(backend: &Backend, options: &GroupOptions, listeners: &[SocketAddr]
 }
 
 pub(crate) fn setup_error(options: &GroupOptions, failure: &Failure) -> Error {
-    let GroupOptions { rank, world, prefix, .. } = options;
-    code::COMM_SETUP
-        .error(format!("rank {rank} of {world} cannot join group {prefix}: {}", failure.message))
-        .hint("every rank must join with the same prefix and world within the setup timeout")
+    forming::refused(options, &failure.message)
 }
 
 struct Gloo {
@@ -163,5 +209,28 @@ impl Transport for Gloo {
 
     fn link(&self) -> Arc<dyn Link> {
         Arc::<Peers>::clone(&self.peers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{RendezvousServer, StoreAddr};
+
+    #[test]
+    fn a_rank_that_arrives_and_then_does_nothing_ends_the_attempt_in_time() {
+        let server = RendezvousServer::start("127.0.0.1", 0).unwrap();
+        let options = |rank| {
+            let mut options = GroupOptions::new(rank, 2, "g1", StoreAddr::new("127.0.0.1", server.port()));
+            options.setup_timeout = Duration::from_millis(700);
+            options
+        };
+        // As a process that was stopped at this moment.
+        let silent = connect(&options(1)).unwrap();
+        silent.set("listen/1", "127.0.0.1:9").unwrap();
+        let clock = pleach_base::SystemClock::shared();
+        let Err(error) = gloo(&options(0)) else { panic!("was formed") };
+        assert_eq!(error.code(), code::COMM_SETUP, "{error:?}");
+        assert!(clock.elapsed() < Duration::from_secs(10), "took {:?}", clock.elapsed());
     }
 }

@@ -10,6 +10,7 @@ mod collective;
 pub mod conformance;
 #[allow(unsafe_code)]
 mod ffi;
+mod forming;
 mod gloo;
 mod group;
 mod local;
@@ -23,6 +24,7 @@ mod strict;
 mod version;
 
 pub use collective::{Abort, Collective, ReduceOp};
+pub use forming::Forming;
 pub use gloo::gloo;
 pub use local::local;
 #[cfg(feature = "cuda")]

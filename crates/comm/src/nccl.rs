@@ -8,7 +8,8 @@ use pleach_base::{Result, SystemClock};
 use tch::{Device, Kind, Tensor};
 
 use crate::ffi::{Backend, Failure, FailureKind};
-use crate::gloo::{connect, setup_error};
+use crate::forming;
+use crate::gloo::{arrive, connect, setup_error};
 use crate::group::{Group, Link, Transport};
 use crate::{Call, Collective, GroupOptions};
 
@@ -18,9 +19,17 @@ use crate::{Call, Collective, GroupOptions};
 /// # Errors
 /// `COMM_SETUP` when the store or a rank does not answer, or the device cannot be used.
 pub fn nccl(options: &GroupOptions, device: usize) -> Result<Box<dyn Collective>> {
+    forming::run(options, move |options| form(options, device))
+}
+
+fn form(options: &GroupOptions, device: usize) -> Result<Box<dyn Collective>> {
     let store = connect(options)?;
     let (rank, world) = (options.rank, options.world);
     let setup = |failure: Failure| setup_error(options, &failure);
+    store.set(&format!("listen/{rank}"), "nccl").map_err(setup)?;
+    arrive(&store, options)?;
+    // NCCL builds its rings in the first call, which takes seconds on many devices.
+    options.forming.enter("connecting the ranks", options.setup_timeout.saturating_mul(10));
     let backend = Arc::new(Backend::nccl(&store, (rank, world), device, options.timeout).map_err(setup)?);
     // Communicators are made by the first call: make it now, so that what fails is the setup.
     let first = Tensor::zeros([1], (Kind::Float, Device::Cuda(device)));

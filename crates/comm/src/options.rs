@@ -1,7 +1,10 @@
 //! How a rank finds the others. Plain data.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::Forming;
 
 /// Where the rendezvous store listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,8 +51,13 @@ pub struct GroupOptions {
     pub prefix: String,
     /// The store where the ranks meet.
     pub store: StoreAddr,
-    /// How long forming the group may take.
+    /// How long reaching the store may take, and, once every rank has come, connecting them.
     pub setup_timeout: Duration,
+    /// How long the other ranks are waited for. They may have to end something else first; whoever can tell that one will
+    /// not come ends the wait through `forming`.
+    pub arrival_timeout: Duration,
+    /// Shows how far this attempt is, and ends it.
+    pub forming: Arc<Forming>,
     /// How long a collective may go without progress.
     pub timeout: Duration,
     /// Where to listen; by default the address from which the store's host is reached.
@@ -59,7 +67,7 @@ pub struct GroupOptions {
 }
 
 impl GroupOptions {
-    /// Fast mode, 30 s to form, 5 min a collective, the default address.
+    /// Fast mode, 3 s to form once all are there, 30 s until they are, 5 min a collective, the default address.
     #[must_use]
     pub fn new(rank: usize, world: usize, prefix: impl Into<String>, store: StoreAddr) -> Self {
         Self {
@@ -67,7 +75,9 @@ impl GroupOptions {
             world,
             prefix: prefix.into(),
             store,
-            setup_timeout: Duration::from_secs(30),
+            setup_timeout: Duration::from_secs(3),
+            arrival_timeout: Duration::from_secs(30),
+            forming: Arc::default(),
             timeout: Duration::from_secs(300),
             bind: None,
             checked: false,

@@ -28,7 +28,7 @@ pub(crate) fn local_address_towards(host: &str, port: u16) -> io::Result<IpAddr>
 }
 
 /// Tries to connect until somebody listens. c10d would do the same, but with a stack trace on standard error a try.
-pub(crate) fn wait_for_listener(host: &str, port: u16, timeout: Duration) -> io::Result<()> {
+pub(crate) fn wait_for_listener(host: &str, port: u16, timeout: Duration, wanted: impl Fn() -> bool) -> io::Result<()> {
     let clock = SystemClock::shared();
     loop {
         let left = timeout.saturating_sub(clock.elapsed()).max(Duration::from_millis(1));
@@ -36,7 +36,7 @@ pub(crate) fn wait_for_listener(host: &str, port: u16, timeout: Duration) -> io:
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        if clock.elapsed() + RETRY >= timeout {
+        if clock.elapsed() + RETRY >= timeout || !wanted() {
             return Err(error);
         }
         std::thread::sleep(RETRY);
@@ -102,6 +102,13 @@ pub(crate) struct Peer {
     socket: TcpStream,
 }
 
+impl Peer {
+    /// Ends what waits on this connection. It may be closed at the other end already.
+    pub(crate) fn shut(&self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
 /// The connections between the listener `mine` and the listeners of the other ranks. The rank is known where this end
 /// connected; where it accepted, the other end used a port of its own. A process holds one rank of a group, or two; with
 /// more it could not tell its own connections from those between the others.
@@ -135,10 +142,7 @@ impl Peers {
 
 impl Link for Peers {
     fn sever(&self) {
-        for peer in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            // It may be closed at the other end already.
-            let _ = peer.socket.shutdown(Shutdown::Both);
-        }
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(Peer::shut);
     }
 
     fn lost(&self) -> Vec<usize> {

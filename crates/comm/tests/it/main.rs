@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod faults;
+mod forming;
 mod ranks;
 mod setup;
 mod suite;

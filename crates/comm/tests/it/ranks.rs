@@ -31,6 +31,18 @@ fn rank_process() {
     drive(form, BufReader::new(std::io::stdin()), std::io::stdout());
 }
 
+/// Not a test: a process that only serves a store.
+#[test]
+#[ignore = "started by other tests as a process that serves a store"]
+fn host_process() {
+    if std::env::var(STORE_PORT).is_ok() {
+        let server = RendezvousServer::start("127.0.0.1", 0).unwrap();
+        println!("@ hosts {}", server.port());
+        // Ends when the test closes its end, or kills it.
+        let _ = std::io::stdin().read_line(&mut String::new());
+    }
+}
+
 /// A rank process; killed when dropped.
 pub(crate) struct Rank {
     child: Child,
@@ -40,9 +52,18 @@ pub(crate) struct Rank {
 
 impl Rank {
     pub(crate) fn spawn(server: &RendezvousServer) -> Self {
+        Self::start("ranks::rank_process", server.port())
+    }
+
+    /// A process that serves a store and says on which port.
+    pub(crate) fn spawn_host() -> Self {
+        Self::start("ranks::host_process", 0)
+    }
+
+    fn start(body: &str, port: u16) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["ranks::rank_process", "--exact", "--ignored", "--nocapture"])
-            .env(STORE_PORT, server.port().to_string())
+            .args([body, "--exact", "--ignored", "--nocapture"])
+            .env(STORE_PORT, port.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -9,6 +9,7 @@ use tch::{Kind, Tensor};
 fn options(rank: usize, world: usize, port: u16) -> GroupOptions {
     let mut options = GroupOptions::new(rank, world, "job/g0001", StoreAddr::new("127.0.0.1", port));
     options.setup_timeout = Duration::from_millis(1500);
+    options.arrival_timeout = Duration::from_millis(1500);
     options
 }
 
@@ -28,7 +29,7 @@ fn a_missing_store_or_rank_is_given_up_in_time() {
     assert!(error.message().contains(&format!("127.0.0.1:{closed}")), "{error:?}");
     let server = RendezvousServer::start("127.0.0.1", 0).unwrap();
     let error = refused(&options(0, 2, server.port()));
-    assert!(error.message().contains("job/g0001"), "{error:?}");
+    assert!(error.message().contains("job/g0001") && error.message().contains("rank 1 did not come"), "{error:?}");
     assert!(begun.elapsed() < Duration::from_secs(8), "took {:?}", begun.elapsed());
 }
 
@@ -72,6 +73,7 @@ fn a_group_binds_where_it_is_told_and_two_ranks_may_share_a_process() {
         .map(|(rank, bind)| {
             let mut options = options(rank, 2, server.port());
             options.setup_timeout = Duration::from_secs(20);
+            options.arrival_timeout = Duration::from_secs(20);
             options.bind = Some(bind);
             std::thread::spawn(move || {
                 let group = gloo(&options).unwrap();
