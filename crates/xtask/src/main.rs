@@ -16,6 +16,7 @@ mod new_method;
 mod paths;
 mod quickstart;
 mod setup;
+mod strict_table;
 mod suites;
 mod test;
 mod tidy;
@@ -53,6 +54,8 @@ enum Command {
     Gen(generate::Args),
     /// Begin a new adapter method: one file and one line
     NewMethod(new_method::Args),
+    /// Train one job with every number of workers and through failures, and print the hashes of its adapter
+    StrictTable,
     /// Everything that needs a CUDA device
     Gpu(gpu::Args),
 }
@@ -85,6 +88,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Fix => lint::fix(&paths),
         Command::Gen(args) => generate::run(&paths, args),
         Command::NewMethod(args) => new_method::run(&paths, args),
+        Command::StrictTable => strict_table::run(&paths),
         Command::Gpu(args) => gpu::run(&paths, args),
     }
 }
