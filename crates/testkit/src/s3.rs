@@ -145,6 +145,18 @@ impl S3Server {
         self.guard.puts()
     }
 
+    /// Whether the body of a PUT is arriving at this moment.
+    #[must_use]
+    pub fn is_receiving(&self) -> bool {
+        self.guard.bodies().0 > 0
+    }
+
+    /// PUTs whose body broke off: the client died, or the connection.
+    #[must_use]
+    pub fn cut_puts(&self) -> u64 {
+        self.guard.bodies().1
+    }
+
     /// The environment that points an S3 client here.
     #[must_use]
     pub fn env(&self) -> Vec<(&'static str, String)> {

@@ -53,6 +53,11 @@ impl Backend {
         Self { store, clock, root, _folder: None, server: Some(server) }
     }
 
+    /// The address for another process, which takes credentials from the environment.
+    pub(crate) fn address(&self) -> String {
+        self.store.url().to_owned()
+    }
+
     pub(crate) fn task(&self) -> TaskStore {
         task_of(&self.store)
     }

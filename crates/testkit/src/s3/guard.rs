@@ -27,6 +27,8 @@ struct Inner {
     root: PathBuf,
     locks: Vec<Mutex<()>>,
     puts: AtomicU64,
+    receiving: AtomicU64,
+    cut: AtomicU64,
     ignore_conditions: bool,
     put_fault: Option<PutFault>,
     delay: Duration,
@@ -39,6 +41,8 @@ impl Guard {
             root: root.to_path_buf(),
             locks: (0..LOCKS).map(|_| Mutex::new(())).collect(),
             puts: AtomicU64::new(0),
+            receiving: AtomicU64::new(0),
+            cut: AtomicU64::new(0),
             ignore_conditions: options.ignore_conditions,
             put_fault: options.put_fault,
             delay: options.delay,
@@ -47,6 +51,11 @@ impl Guard {
 
     pub(super) fn puts(&self) -> u64 {
         self.0.puts.load(Ordering::SeqCst)
+    }
+
+    /// Bodies of PUTs that are arriving now, and those that broke off.
+    pub(super) fn bodies(&self) -> (u64, u64) {
+        (self.0.receiving.load(Ordering::SeqCst), self.0.cut.load(Ordering::SeqCst))
     }
 
     async fn lock(&self, bucket: &str, key: &str) -> MutexGuard<'_, ()> {
@@ -78,8 +87,11 @@ impl Guard {
     /// breaks off must not leave a condition half decided.
     async fn put(&self, mut req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
         if let Some(body) = req.input.body.take() {
+            let mut arriving = Arriving::new(&self.0);
             let chunks: Vec<Bytes> =
                 body.try_collect().await.map_err(|e| s3_error!(IncompleteBody, "the body broke off: {e}"))?;
+            arriving.whole = true;
+            drop(arriving);
             req.input.body = Some(Body::from(chunks.concat()).into());
         }
         if self.0.ignore_conditions {
@@ -92,6 +104,28 @@ impl Guard {
         }
         let _held = self.lock(&req.input.bucket, &req.input.key).await;
         self.0.files.put_object(req).await
+    }
+}
+
+/// Counts a body while it arrives. One that breaks off ends in an error, or in this future being dropped.
+struct Arriving<'a> {
+    counters: &'a Inner,
+    whole: bool,
+}
+
+impl<'a> Arriving<'a> {
+    fn new(counters: &'a Inner) -> Self {
+        counters.receiving.fetch_add(1, Ordering::SeqCst);
+        Self { counters, whole: false }
+    }
+}
+
+impl Drop for Arriving<'_> {
+    fn drop(&mut self) {
+        self.counters.receiving.fetch_sub(1, Ordering::SeqCst);
+        if !self.whole {
+            self.counters.cut.fetch_add(1, Ordering::SeqCst);
+        }
     }
 }
 
