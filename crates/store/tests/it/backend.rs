@@ -110,5 +110,6 @@ pub(crate) fn snapshot(step: u64, flavour: u8) -> Snapshot {
         ],
         gate: Gate::passed(),
         meta: meta.as_object().unwrap().clone(),
+        ledger: Vec::new(),
     }
 }

@@ -10,6 +10,7 @@ mod fences;
 mod gate;
 mod interleavings;
 mod kills;
+mod ledger;
 mod probes;
 mod races;
 mod reading;
