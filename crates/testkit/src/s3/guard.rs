@@ -13,6 +13,7 @@ use s3s::{Body, S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_er
 use s3s_fs::FileSystem;
 use tokio::sync::{Mutex, MutexGuard};
 
+use super::faults::{Fate, Faults};
 use super::{PutFault, S3Options};
 
 /// Keys share locks; two keys on one lock only wait for each other.
@@ -32,6 +33,7 @@ struct Inner {
     ignore_conditions: bool,
     put_fault: Option<PutFault>,
     delay: Duration,
+    faults: Arc<Faults>,
 }
 
 impl Guard {
@@ -46,6 +48,7 @@ impl Guard {
             ignore_conditions: options.ignore_conditions,
             put_fault: options.put_fault,
             delay: options.delay,
+            faults: Arc::default(),
         }))
     }
 
@@ -64,10 +67,25 @@ impl Guard {
         self.0.locks[(hasher.finish() % LOCKS as u64) as usize].lock().await
     }
 
-    async fn pause(&self) {
-        if !self.0.delay.is_zero() {
-            tokio::time::sleep(self.0.delay).await;
+    pub(super) fn faults(&self) -> Arc<Faults> {
+        Arc::clone(&self.0.faults)
+    }
+
+    /// Waits as the server is told to, and fails a request that is not a PUT as it is told to.
+    async fn pause(&self) -> S3Result<()> {
+        match self.wait(false).await {
+            Fate::Fails { status, .. } => Err(failure(status)),
+            _ => Ok(()),
         }
+    }
+
+    async fn wait(&self, is_put: bool) -> Fate {
+        let fate = self.0.faults.fate(is_put);
+        let late = if let Fate::Late(by) = fate { by } else { Duration::ZERO };
+        if !(self.0.delay + late).is_zero() {
+            tokio::time::sleep(self.0.delay + late).await;
+        }
+        fate
     }
 
     fn fault(&self) -> Option<PutFault> {
@@ -76,6 +94,15 @@ impl Guard {
     }
 
     async fn put_or_fail(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+        match self.wait(true).await {
+            Fate::Fails { status, applied } => {
+                if applied {
+                    self.put(req).await?;
+                }
+                return Err(failure(status));
+            }
+            Fate::Fine | Fate::Late(_) => {}
+        }
         let Some(fault) = self.fault() else { return self.put(req).await };
         if fault.applied {
             self.put(req).await?;
@@ -144,15 +171,14 @@ macro_rules! hand_on {
         #[async_trait::async_trait]
         impl S3 for Guard {
             async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
-                self.pause().await;
                 self.put_or_fail(req).await
             }
             $(async fn $free(&self, req: S3Request<$free_in>) -> S3Result<S3Response<$free_out>> {
-                self.pause().await;
+                self.pause().await?;
                 self.0.files.$free(req).await
             })*
             $(async fn $locked(&self, req: S3Request<$locked_in>) -> S3Result<S3Response<$locked_out>> {
-                self.pause().await;
+                self.pause().await?;
                 let _held = self.lock(&req.input.bucket, &req.input.key).await;
                 self.0.files.$locked(req).await
             })*
