@@ -68,6 +68,7 @@ fn task(task: &v1::TaskStatus) -> Value {
         "trainable_params": task.trainable_params,
         "all_params": task.all_params,
         "durable_step": task.durable_step,
+        "recorded_step": task.recorded_step,
         "durable_folder": task.durable_folder,
         "done": task.done,
         "bad_rows": task.bad_rows,

@@ -18,10 +18,10 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::{Router, TcpIncoming};
 
-use crate::actor::{self, Actor, Handle};
+use crate::actor::{self, Actor, Handle, Role, Seat};
 use crate::caller::Gate;
-use crate::config::Config;
-use crate::db::Db;
+use crate::config::{Config, StateStore};
+use crate::db::{Backend, File};
 use crate::http;
 use crate::service::{Checkpoints, Jobs, Shared, Workers};
 
@@ -80,20 +80,33 @@ pub async fn serve(config: Config, shutdown: Shutdown) -> Result<Running> {
     let recorder = PrometheusBuilder::new().build_recorder();
     let counters = recorder.handle();
 
-    let db = Arc::new(Db::open(&config.state)?);
-    let actor = Actor::load(&config, Arc::clone(&db))?;
-    tracing::info!(term = %actor.term(), %grpc_addr, ?http_addr, "coordinator started");
+    let path = match &config.state {
+        StateStore::File(path) => Some(path.as_path()),
+        StateStore::Memory => None,
+    };
+    let file = File::open(path)?;
+    let (term, clean) = file.take_term(config.clock.now())?;
+    let db: Arc<dyn Backend> = Arc::new(file);
+    let actor = Actor::load(&config, db, term, clean)?;
+    tracing::info!(%term, %grpc_addr, ?http_addr, "coordinator started");
     let (handle, requests) = actor::channel();
+    let (roles, role) = tokio::sync::watch::channel(Role::Leader(handle.clone()));
+    let seat = Seat::new(role);
     let stop = shutdown.clone();
     let acting =
         tokio::task::spawn_blocking(move || metrics::with_local_recorder(&recorder, || actor.run(requests, &stop)));
+    let acting = tokio::spawn(async move {
+        // Held here and not by the actor, which would wait for itself.
+        let _roles = roles;
+        acting.await.map(|_| ())
+    });
 
     let tasks = TaskTracker::new();
-    tasks.spawn(tick(handle.clone(), config.tick, shutdown.clone()));
-    let shared = Shared { actor: handle.clone(), tasks: tasks.clone(), shutdown: shutdown.clone() };
+    tasks.spawn(tick(handle, config.tick, shutdown.clone()));
+    let shared = Shared { actor: seat.clone(), tasks: tasks.clone(), shutdown: shutdown.clone() };
     let router = router(&config, &shared).await?;
     if let Some(listener) = http {
-        tasks.spawn(http::serve(listener, handle, counters, shutdown.clone()));
+        tasks.spawn(http::serve(listener, seat, counters, shutdown.clone()));
     }
     let main = tokio::spawn(run(router, grpc, shutdown.clone(), acting, tasks));
     Ok(Running { grpc_addr, http_addr, shutdown, main })
@@ -159,7 +172,7 @@ async fn run(
     router: Router,
     listener: TcpListener,
     shutdown: Shutdown,
-    acting: JoinHandle<()>,
+    acting: JoinHandle<std::result::Result<(), tokio::task::JoinError>>,
     tasks: TaskTracker,
 ) -> Result<()> {
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -167,7 +180,7 @@ async fn run(
     let mut serving =
         tokio::spawn(router.serve_with_incoming_shutdown(incoming, async move { stop.requested().await }));
     // Either a shutdown was requested, or the actor gave up and requested one.
-    acting.await.or_code(code::INTERNAL, || "the coordinator's actor panicked".into())?;
+    acting.await.flatten().or_code(code::INTERNAL, || "the coordinator's actor panicked".into())?;
     shutdown.request("the coordinator stopped");
     tasks.close();
     let served = tokio::time::timeout(GRACE, &mut serving).await;

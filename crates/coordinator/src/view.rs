@@ -1,6 +1,6 @@
 //! From what the coordinator knows to what callers see.
 
-use pleach_base::TaskName;
+use pleach_base::{Fence, Generation, Step, TaskName, Term};
 use pleach_proto::v1;
 use pleach_sched::{Commit, Head, Job, JobKey, JobState, MemberState};
 
@@ -29,7 +29,7 @@ pub(crate) fn job(key: &JobKey, record: &JobRecord, tasks: &[v1::TaskStatus], la
         created_unix_ms: millis(record.created_ms),
         updated_unix_ms: millis(record.updated_ms),
         generation: sched.generation.0,
-        tasks: tasks.to_vec(),
+        tasks: tasks.iter().map(|task| with_record(task, sched)).collect(),
         members: members(sched),
         restarts: sched.restarts,
         error_code: sched.failure.as_ref().map(|failure| failure.code.clone()).unwrap_or_default(),
@@ -39,6 +39,11 @@ pub(crate) fn job(key: &JobKey, record: &JobRecord, tasks: &[v1::TaskStatus], la
         term: sched.term.0,
         last_seq,
     }
+}
+
+fn with_record(task: &v1::TaskStatus, job: &Job) -> v1::TaskStatus {
+    let head = job.heads.get(&TaskName::from(task.name.as_str()));
+    v1::TaskStatus { recorded_step: head.map_or(0, |head| head.step().0), ..task.clone() }
 }
 
 fn members(job: &Job) -> Vec<v1::Member> {
@@ -70,6 +75,16 @@ pub(crate) fn commit(commit: &Commit) -> v1::CommitRecord {
         generation: commit.fence.generation.0,
         digest: commit.digest.clone(),
         ..v1::CommitRecord::default()
+    }
+}
+
+/// What the scheduler needs of a record.
+pub(crate) fn recorded(record: &v1::CommitRecord) -> Commit {
+    Commit {
+        task: record.task.as_str().into(),
+        step: Step(record.step),
+        fence: Fence { term: Term(record.term), generation: Generation(record.generation) },
+        digest: record.digest.clone(),
     }
 }
 

@@ -11,7 +11,7 @@ use pleach_sched::JobKey;
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
 
-use crate::db::Db;
+use crate::db::Backend;
 
 /// Updates read at a time.
 const PAGE: usize = 256;
@@ -26,7 +26,7 @@ pub(crate) struct View {
 /// What a watcher follows.
 pub(crate) struct Watched {
     pub(crate) key: JobKey,
-    pub(crate) db: Arc<Db>,
+    pub(crate) db: Arc<dyn Backend>,
     pub(crate) views: watch::Receiver<Arc<View>>,
 }
 

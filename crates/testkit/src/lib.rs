@@ -1,5 +1,4 @@
 //! Servers, processes and fault proxies for tests.
 
-pub mod net;
 pub mod process;
 pub mod s3;

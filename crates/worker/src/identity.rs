@@ -12,7 +12,6 @@ pub(crate) struct Identity {
     pub(crate) id: WorkerId,
     pub(crate) host: String,
     pub(crate) rendezvous_port: u16,
-    pub(crate) pulse_port: u16,
     pub(crate) device: Device,
     pub(crate) threads: u32,
 }
@@ -20,10 +19,8 @@ pub(crate) struct Identity {
 impl Identity {
     pub(crate) fn new(args: &Args, ids: &dyn IdSource, rendezvous_port: u16) -> Result<Self> {
         let name = args.name.clone().unwrap_or_else(default_name);
-        let id = WorkerId { name, incarnation: ids.next_u64() };
         Ok(Self {
-            pulse_port: crate::pulse::serve(&args.listen_host, id.incarnation)?,
-            id,
+            id: WorkerId { name, incarnation: ids.next_u64() },
             host: args.listen_host.clone(),
             rendezvous_port,
             device: device(&args.device)?,
@@ -33,7 +30,7 @@ impl Identity {
 
     pub(crate) fn request(&self) -> RegisterRequest {
         RegisterRequest {
-            pulse_port: u32::from(self.pulse_port),
+            pulse_port: 0,
             worker: self.id.name.clone(),
             incarnation: self.id.incarnation,
             host: self.host.clone(),

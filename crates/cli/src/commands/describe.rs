@@ -52,10 +52,11 @@ fn tasks(job: &v1::Job) -> Option<String> {
             format!("{:.2e}", task.learning_rate),
             human::count(task.tokens_per_second.max(0.0) as u64),
             format!("{} ({share:.4} %)", human::count(task.trainable_params)),
-            task.durable_step.to_string(),
+            task.recorded_step.to_string(),
+            format!("{} ({} behind)", task.durable_step, task.recorded_step.saturating_sub(task.durable_step)),
         ]
     });
-    let heads = ["TASK", "METHOD", "STEP", "EPOCH", "LOSS", "LR", "TOKENS/S", "TRAINABLE", "DURABLE"];
+    let heads = ["TASK", "METHOD", "STEP", "EPOCH", "LOSS", "LR", "TOKENS/S", "TRAINABLE", "RECORDED", "DURABLE"];
     (!job.tasks.is_empty()).then(|| out::table(heads, rows))
 }
 
@@ -99,6 +100,8 @@ mod tests {
             name: "search".into(),
             method: "lora".into(),
             step: 3,
+            recorded_step: 3,
+            durable_step: 2,
             total_steps: 9,
             loss: 0.5,
             learning_rate: 1e-3,

@@ -9,10 +9,17 @@ use pleach_proto::v1::watch_job_response::Update;
 use pleach_proto::v1::{self, SessionResponse, WatchJobResponse};
 use pleach_sched::JobKey;
 
-use super::Actor;
-use crate::db::Changes;
+use super::{Actor, KEPT_EVENTS};
+use crate::db::{Changes, Progress};
 use crate::view;
 use crate::watch::View;
+
+/// Numbers of updates are noted as given out so many at a time.
+const RESERVED: u64 = 1024;
+/// Records that are kept per task, whatever the store holds.
+const KEPT_COMMITS: u64 = 4096;
+/// Old events and records are dropped so many at a time.
+const SLACK: usize = 256;
 
 /// Something to say after the transaction.
 enum Then {
@@ -27,6 +34,7 @@ pub(crate) struct Batch {
     jobs: BTreeSet<JobKey>,
     progress: BTreeSet<JobKey>,
     updates: Vec<(JobKey, u64, WatchJobResponse)>,
+    commits: Vec<(JobKey, v1::CommitRecord)>,
     forgotten: Vec<JobKey>,
     durable: bool,
     then: Vec<Then>,
@@ -55,6 +63,11 @@ impl Batch {
         self.progress.insert(key.clone());
     }
 
+    pub(super) fn commit(&mut self, key: &JobKey, record: v1::CommitRecord) {
+        self.commits.push((key.clone(), record));
+        self.durable = true;
+    }
+
     pub(super) fn durable(&mut self) {
         self.durable = true;
     }
@@ -63,6 +76,7 @@ impl Batch {
         self.jobs.remove(key);
         self.progress.remove(key);
         self.updates.retain(|(of, ..)| of != key);
+        self.commits.retain(|(of, _)| of != key);
         self.forgotten.push(key.clone());
         self.durable = true;
     }
@@ -73,6 +87,14 @@ impl Actor {
     pub(super) fn append(&mut self, key: &JobKey, update: Update) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         entry.last_seq += 1;
+        if entry.last_seq > entry.reserved {
+            entry.reserved = entry.last_seq + RESERVED;
+            self.batch.progress(key);
+            self.batch.durable();
+        }
+        if let Update::Event(_) = &update {
+            entry.events.push_back(entry.last_seq);
+        }
         let update = WatchJobResponse { seq: entry.last_seq, update: Some(update) };
         self.batch.updates.push((key.clone(), entry.last_seq, update));
     }
@@ -92,20 +114,35 @@ impl Actor {
         self.batch.job(key);
     }
 
+    /// Writes down that steps were recorded.
+    pub(super) fn committed(&mut self, key: &JobKey, records: Vec<v1::CommitRecord>) {
+        let (Some(entry), Some(job)) = (self.entries.get_mut(key), self.state.jobs.get(key)) else { return };
+        entry.record.sched.heads.clone_from(&job.heads);
+        for record in records {
+            let oldest = entry.oldest.entry(record.task.as_str().into()).or_insert(record.step);
+            *oldest = record.step.min(*oldest);
+            self.batch.commit(key, record);
+        }
+    }
+
     /// Stores the batch, then says what is to be said.
     pub(super) fn flush(&mut self) -> Result<()> {
-        let batch = std::mem::take(&mut self.batch);
+        self.db.confirm()?;
+        let mut batch = std::mem::take(&mut self.batch);
         let touched: BTreeSet<_> = batch
             .jobs
             .iter()
             .chain(&batch.progress)
             .chain(batch.updates.iter().map(|(key, ..)| key))
+            .chain(batch.commits.iter().map(|(key, _)| key))
             .cloned()
             .collect();
         if !touched.is_empty() || batch.durable {
             let durable = batch.durable || self.sync_is_due();
-            let changes = self.changes(&batch.jobs, &batch.progress, batch.updates, batch.forgotten, durable);
-            self.db.write(&changes)?;
+            let then = std::mem::take(&mut batch.then);
+            let changes = self.changes(batch, &touched, durable);
+            self.db.write(changes)?;
+            batch = Batch { then, ..Batch::default() };
             self.unsynced = !durable;
             if durable {
                 self.synced_at = self.now();
@@ -123,32 +160,51 @@ impl Actor {
         Ok(())
     }
 
-    fn changes(
-        &mut self,
-        jobs: &BTreeSet<JobKey>,
-        progress: &BTreeSet<JobKey>,
-        updates: Vec<(JobKey, u64, WatchJobResponse)>,
-        forgotten: Vec<JobKey>,
-        durable: bool,
-    ) -> Changes {
-        let mut trims = Vec::new();
-        let slack = self.kept_updates / 10;
-        for key in updates.iter().map(|(key, ..)| key).collect::<BTreeSet<_>>() {
-            let Some(entry) = self.entries.get_mut(key) else { continue };
-            let kept = entry.last_seq + 1 - entry.first_seq;
-            if kept > self.kept_updates + slack {
-                entry.first_seq = entry.last_seq + 1 - self.kept_updates;
-                trims.push((key.clone(), entry.first_seq));
-            }
+    fn changes(&mut self, batch: Batch, touched: &BTreeSet<JobKey>, durable: bool) -> Changes {
+        let mut changes = Changes {
+            updates: batch.updates,
+            commits: batch.commits,
+            forgotten: batch.forgotten,
+            durable,
+            ..Changes::default()
+        };
+        for key in touched {
+            self.trim(key, &mut changes);
         }
         let of = |key: &JobKey| self.entries.get(key);
-        Changes {
-            jobs: jobs.iter().filter_map(|key| Some((key.clone(), of(key)?.record.clone()))).collect(),
-            progress: progress.iter().filter_map(|key| Some((key.clone(), of(key)?.tasks.clone()))).collect(),
-            updates,
-            trims,
-            forgotten,
-            durable,
+        let jobs = batch.jobs.iter();
+        changes.jobs = jobs.filter_map(|key| Some((key.clone(), of(key)?.record.clone()))).collect();
+        let progress = batch.progress.iter();
+        let progress = progress.filter_map(|key| {
+            let entry = of(key)?;
+            Some((key.clone(), Progress { tasks: entry.tasks.clone(), reserved: entry.reserved }))
+        });
+        changes.progress = progress.collect();
+        changes
+    }
+
+    /// Drops what is beyond the limits of a job.
+    fn trim(&mut self, key: &JobKey, changes: &mut Changes) {
+        let kept_updates = self.kept_updates;
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        let kept = entry.last_seq + 1 - entry.first_seq;
+        if kept > kept_updates + kept_updates / 10 {
+            entry.first_seq = entry.last_seq + 1 - kept_updates;
+            changes.trims.push((key.clone(), entry.first_seq));
+        }
+        if entry.events.len() > KEPT_EVENTS + SLACK {
+            entry.events.drain(..entry.events.len() - KEPT_EVENTS);
+            changes.event_trims.extend(entry.events.front().map(|first| (key.clone(), *first)));
+        }
+        for (name, head) in &entry.record.sched.heads {
+            let durable =
+                entry.tasks.iter().find(|task| task.name == name.as_str()).map_or(0, |task| task.durable_step);
+            let keep = (durable + 1).min((head.step().0 + 1).saturating_sub(KEPT_COMMITS));
+            let Some(oldest) = entry.oldest.get_mut(name) else { continue };
+            if *oldest + SLACK as u64 <= keep {
+                *oldest = keep;
+                changes.commit_trims.push((key.clone(), name.clone(), keep));
+            }
         }
     }
 

@@ -50,7 +50,11 @@ impl Actor {
             }
             Effect::Assign { worker, assignment } => self.assign(&worker, &assignment),
             Effect::Prepare { worker, job, fence, members } => self.prepare(&worker, &job, fence, &members),
-            Effect::Committed { job, .. } => self.job_changed(&job),
+            Effect::Committed { job, commits } => {
+                let told = std::mem::take(&mut self.told);
+                let counts = |record: &v1::CommitRecord| commits.contains(&view::recorded(record));
+                self.committed(&job, told.into_iter().filter(counts).collect());
+            }
             Effect::Stop { worker, part, mode, reason } => {
                 self.batch.order(&worker, Message::Stop(stop(part, mode, reason)));
             }

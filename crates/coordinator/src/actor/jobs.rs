@@ -1,5 +1,6 @@
 //! What users ask.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use pleach_base::{Error, Result, Tenant, Term, code, suggest};
@@ -8,8 +9,7 @@ use pleach_sched::{Event, FORMAT_VERSION, Job, JobKey, JobState, Worker};
 
 use super::{Actor, Entry};
 use crate::admit::Admitted;
-use crate::db::{JobRecord, Stored};
-use crate::view;
+use crate::db::{Backend, JobRecord, Stored};
 use crate::watch::Watched;
 
 /// Everything at a glance.
@@ -36,7 +36,16 @@ impl Actor {
         // Filled in by the scheduler in a moment.
         let sched = Job::placeholder(needs.clone());
         let record = JobRecord { format_version: FORMAT_VERSION, spec, created_ms: now, updated_ms: now, sched };
-        let stored = Stored { key: key.clone(), record, tasks, first_seq: 1, last_seq: 0 };
+        let stored = Stored {
+            key: key.clone(),
+            record,
+            tasks,
+            first_seq: 1,
+            last_seq: 0,
+            reserved: 0,
+            events: VecDeque::new(),
+            oldest: BTreeMap::new(),
+        };
         self.entries.insert(key.clone(), Entry::new(stored));
         self.batch.progress(&key);
         self.apply(Event::Submitted { job: key.clone(), needs });
@@ -47,11 +56,10 @@ impl Actor {
         Ok(self.entry(key)?.job(key))
     }
 
-    /// The newest recorded steps of a job's tasks; of one task when `task` names it.
-    pub(crate) fn commits(&self, key: &JobKey, task: &str) -> Result<Vec<v1::CommitRecord>> {
-        let heads = &self.entry(key)?.record.sched.heads;
-        let wanted = heads.iter().filter(|(name, _)| task.is_empty() || name.as_str() == task);
-        Ok(wanted.flat_map(|(_, head)| head.recent.iter().map(view::commit)).collect())
+    /// Where the recorded steps of a job are.
+    pub(crate) fn records(&self, key: &JobKey) -> Result<Arc<dyn Backend>> {
+        self.entry(key)?;
+        Ok(Arc::clone(&self.db))
     }
 
     pub(crate) fn list(&self, tenant: &Tenant) -> Vec<v1::Job> {

@@ -4,74 +4,43 @@
 mod batch;
 mod effects;
 mod jobs;
+mod seat;
 mod workers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use pleach_base::shutdown::Shutdown;
-use pleach_base::{Error, Result, SharedClock, Term, WorkerId, code};
+use pleach_base::{Result, SharedClock, TaskName, Term, WorkerId, code};
 use pleach_proto::v1::{self, SessionResponse};
 use pleach_sched::invariants::Auditor;
 use pleach_sched::{Event, JobKey, Settings, State};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::DropGuard;
 use tonic::Status;
 
 use crate::config::Config;
-use crate::db::{Db, JobRecord, Stored};
+use crate::db::{Backend, JobRecord, Stored};
 use crate::view;
 use crate::watch::View;
 use batch::Batch;
 use workers::Reports;
 
 pub(crate) use jobs::Overview;
+pub(crate) use seat::{Handle, Role, Seat, Task, channel};
 
-/// Requests that wait; callers beyond them wait too.
-const WAITING: usize = 1024;
 /// Requests that share a transaction.
 const BATCH: usize = 64;
 /// Rows of the step log and lines of logs, which nobody waits for, are on the disk after this time.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
-/// More updates of a job than are made between two syncs.
-const LOST_AT_MOST: u64 = 1 << 20;
+/// Events that are kept of a job.
+const KEPT_EVENTS: usize = 2_000;
 
 /// Reason of a shutdown that the actor requests.
 pub(crate) const CANNOT_STORE: &str = "the coordinator's state cannot be stored";
 
-type Task = Box<dyn FnOnce(&mut Actor) + Send>;
 pub(crate) type Orders = mpsc::Sender<std::result::Result<SessionResponse, Status>>;
-
-/// The way to the actor. Cheap to clone.
-#[derive(Clone)]
-pub(crate) struct Handle(mpsc::Sender<Task>);
-
-impl Handle {
-    /// Runs `f` in the actor; the answer comes when everything that `f` changed is stored.
-    pub(crate) async fn ask<T: Send + 'static>(
-        &self,
-        f: impl FnOnce(&mut Actor) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let (reply, answer) = oneshot::channel();
-        let task: Task = Box::new(move |actor| {
-            let result = f(actor);
-            // The caller may have hung up.
-            actor.batch.then(move || drop(reply.send(result)));
-        });
-        self.0.send(task).await.map_err(|_| going_down())?;
-        answer.await.map_err(|_| going_down())?
-    }
-
-    /// Runs `f` in the actor; says whether the actor still works.
-    pub(crate) async fn tell(&self, f: impl FnOnce(&mut Actor) + Send + 'static) -> bool {
-        self.0.send(Box::new(f)).await.is_ok()
-    }
-}
-
-fn going_down() -> Error {
-    code::UNREACHABLE.error("the coordinator is going down")
-}
 
 /// A job, as kept in memory.
 struct Entry {
@@ -79,15 +48,22 @@ struct Entry {
     tasks: Vec<v1::TaskStatus>,
     first_seq: u64,
     last_seq: u64,
+    /// Numbers up to this one were noted as given out.
+    reserved: u64,
+    /// Numbers of the kept events.
+    events: VecDeque<u64>,
+    /// The oldest kept record of each task.
+    oldest: BTreeMap<TaskName, u64>,
     views: watch::Sender<Arc<View>>,
 }
 
 impl Entry {
     fn new(stored: Stored) -> Self {
-        let Stored { key, record, tasks, first_seq, last_seq } = stored;
+        let Stored { key, record, tasks, first_seq, last_seq, reserved, events, oldest } = stored;
         let job = view::job(&key, &record, &tasks, last_seq);
         let view = View { job, ended: record.sched.state.is_terminal() };
-        Self { record, tasks, first_seq, last_seq, views: watch::channel(Arc::new(view)).0 }
+        let views = watch::channel(Arc::new(view)).0;
+        Self { record, tasks, first_seq, last_seq, reserved, events, oldest, views }
     }
 
     fn job(&self, key: &JobKey) -> v1::Job {
@@ -104,7 +80,7 @@ struct Session {
 
 /// The owner of all state.
 pub(crate) struct Actor {
-    db: Arc<Db>,
+    db: Arc<dyn Backend>,
     clock: SharedClock,
     kept_updates: u64,
     state: State,
@@ -113,23 +89,37 @@ pub(crate) struct Actor {
     sessions: BTreeMap<WorkerId, Session>,
     sessions_opened: u64,
     reports: BTreeMap<WorkerId, Reports>,
+    /// Records of the report that is being taken: the scheduler says which of them count.
+    told: Vec<v1::CommitRecord>,
     batch: Batch,
     /// When everything was last brought to the disk, and whether something was written since.
     synced_at: Duration,
     unsynced: bool,
+    /// When this process last looked.
+    awake_at: Duration,
+}
+
+/// How an actor ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It was asked to.
+    Shutdown,
+    /// The state cannot be stored.
+    CannotStore,
+    /// Another process leads.
+    SteppedDown,
 }
 
 impl Actor {
-    /// Loads what is stored and begins a new term.
+    /// Loads what is stored and begins `term`. `clean` says that the leader before ended in order.
     ///
     /// # Errors
-    /// `IO`, `STATE_CORRUPT`.
-    pub(crate) fn load(config: &Config, db: Arc<Db>) -> Result<Self> {
-        let (term, clean) = db.take_term(config.clock.now())?;
+    /// `IO`, `STATE_CORRUPT`, `NOT_LEADER`.
+    pub(crate) fn load(config: &Config, db: Arc<dyn Backend>, term: Term, clean: bool) -> Result<Self> {
         let mut stored = db.load()?;
         if !clean {
             // Watchers may have seen numbers that did not reach the disk: those are not given out again.
-            stored.iter_mut().for_each(|stored| stored.last_seq += LOST_AT_MOST);
+            stored.iter_mut().for_each(|stored| stored.last_seq = stored.last_seq.max(stored.reserved));
         }
         let jobs: Vec<_> = stored.iter().map(|stored| (stored.key.clone(), stored.record.sched.clone())).collect();
         let state = State::recover(term, config.settings.clone(), jobs);
@@ -143,9 +133,11 @@ impl Actor {
             sessions: BTreeMap::new(),
             sessions_opened: 0,
             reports: BTreeMap::new(),
+            told: Vec::new(),
             batch: Batch::default(),
             synced_at: config.clock.elapsed(),
             unsynced: false,
+            awake_at: config.clock.elapsed(),
         };
         actor.note_recovery();
         actor.flush()?;
@@ -165,8 +157,8 @@ impl Actor {
         }
     }
 
-    /// Works until `tasks` ends or the state cannot be stored.
-    pub(crate) fn run(mut self, mut tasks: mpsc::Receiver<Task>, shutdown: &Shutdown) {
+    /// Works until `tasks` ends, the state cannot be stored, or another process leads.
+    pub(crate) fn run(mut self, mut tasks: mpsc::Receiver<Task>, shutdown: &Shutdown) -> Ended {
         while let Some(task) = tasks.blocking_recv() {
             if shutdown.is_requested() {
                 if let Err(error) = self.db.close() {
@@ -174,6 +166,7 @@ impl Actor {
                 }
                 break;
             }
+            self.wake();
             task(&mut self);
             for _ in 1..BATCH {
                 let Ok(task) = tasks.try_recv() else { break };
@@ -181,10 +174,30 @@ impl Actor {
             }
             if let Err(error) = self.flush() {
                 // Nobody was answered: what is not stored has not happened.
+                if error.code() == code::NOT_LEADER {
+                    tracing::warn!(error = %error.chain(), "stepping down");
+                    return Ended::SteppedDown;
+                }
                 tracing::error!(error = %error.chain(), "{CANNOT_STORE}");
                 shutdown.request(CANNOT_STORE);
-                break;
+                return Ended::CannotStore;
             }
+        }
+        Ended::Shutdown
+    }
+
+    /// While this process was stopped, or waited for its storage, nobody could be heard: that time counts for no worker.
+    fn wake(&mut self) {
+        let now = self.now();
+        let away = now.saturating_sub(self.awake_at);
+        self.awake_at = now;
+        if away < self.state.settings.lease_ttl / 2 {
+            return;
+        }
+        tracing::warn!(seconds = away.as_secs_f64(), "this coordinator was away; all leases are renewed");
+        for worker in self.state.workers.values_mut() {
+            worker.heard_at = now;
+            worker.progress_at = now;
         }
     }
 
@@ -210,10 +223,4 @@ impl Actor {
     fn now(&self) -> Duration {
         self.clock.elapsed()
     }
-}
-
-/// A channel for an actor.
-pub(crate) fn channel() -> (Handle, mpsc::Receiver<Task>) {
-    let (send, receive) = mpsc::channel(WAITING);
-    (Handle(send), receive)
 }

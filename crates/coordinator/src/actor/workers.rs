@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use pleach_base::{Fence, Generation, Result, Step, Term, WorkerId};
+use pleach_base::{Result, Step, WorkerId};
 use pleach_proto::v1;
 use pleach_proto::v1::report_request::Report as Said;
 use pleach_proto::v1::watch_job_response::Update;
-use pleach_sched::{Commit, Event, Failure, JobKey, JobState, Part, Report};
+use pleach_sched::{Event, Failure, JobKey, JobState, Part, Report};
 
 use tokio_util::sync::DropGuard;
 
 use super::effects::fenced;
 use super::{Actor, Orders, Session};
+use crate::view;
 
 /// Reports that are remembered per worker, to recognise repeats.
 const REMEMBERED: usize = 4096;
@@ -79,7 +80,7 @@ impl Actor {
     }
 
     /// A row of the step log. Only rank 0 of the current generation writes it.
-    pub(crate) fn step(&mut self, worker: &WorkerId, part: &Part, row: v1::StepRow) {
+    pub(crate) fn step(&mut self, worker: &WorkerId, part: &Part, mut row: v1::StepRow) {
         let job = self.state.jobs.get(&part.job).filter(|job| job.fence() == part.fence);
         if job.and_then(|job| job.gang.as_ref()?.rank_of(worker)) != Some(0) {
             metrics::counter!("pleach_stale_messages_total").increment(1);
@@ -97,7 +98,11 @@ impl Actor {
             if row.step_seconds > 0.0 {
                 task.tokens_per_second = row.tokens as f64 / row.step_seconds;
             }
+            row.durable_step = task.durable_step;
         }
+        let heads = self.state.jobs.get(&part.job).map(|job| &job.heads);
+        row.recorded_step =
+            heads.and_then(|heads| heads.get(&row.task.as_str().into())).map_or(0, |head| head.step().0);
         self.append(&part.job, Update::Step(row));
     }
 
@@ -120,7 +125,13 @@ impl Actor {
         }
         let ended = self.state.jobs.get(&part.job).is_some_and(|job| job.state.is_terminal());
         let event = Event::Reported { worker: worker.clone(), part: part.clone(), report: report(&said) };
-        self.try_apply(event)?;
+        self.told = match &said {
+            Said::Commits(told) => told.records.clone(),
+            _ => Vec::new(),
+        };
+        let taken = self.try_apply(event);
+        self.told.clear();
+        taken?;
         if !ended {
             self.record(worker, &part.job, said);
         }
@@ -199,15 +210,6 @@ fn merge(task: &mut v1::TaskStatus, told: v1::TaskStatus) {
     task.done = told.done;
 }
 
-fn commit(record: &v1::CommitRecord) -> Commit {
-    Commit {
-        task: record.task.as_str().into(),
-        step: Step(record.step),
-        fence: Fence { term: Term(record.term), generation: Generation(record.generation) },
-        digest: record.digest.clone(),
-    }
-}
-
 fn report(said: &Said) -> Report {
     match said {
         Said::Ready(_) => Report::Ready,
@@ -223,7 +225,7 @@ fn report(said: &Said) -> Report {
             }
         }
         Said::Prepared(_) => Report::Prepared,
-        Said::Commits(told) => Report::Committed { commits: told.records.iter().map(commit).collect() },
+        Said::Commits(told) => Report::Committed { commits: told.records.iter().map(view::recorded).collect() },
         Said::Stalled(told) => Report::Stalled { suspects: told.suspects.clone() },
         Said::Eval(_) | Said::Event(_) | Said::Task(_) => Report::Other,
     }

@@ -14,21 +14,21 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use pleach_base::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
-use crate::actor::{Handle, Overview};
+use crate::actor::{Overview, Seat};
 
 /// An actor that takes longer than this to answer is not ready.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]
 struct Shared {
-    actor: Handle,
+    actor: Seat,
     /// Counters, which the actor moves; gauges are made for each answer.
     counters: PrometheusHandle,
     shutdown: Shutdown,
 }
 
 /// Serves until a shutdown is requested.
-pub(crate) async fn serve(listener: TcpListener, actor: Handle, counters: PrometheusHandle, shutdown: Shutdown) {
+pub(crate) async fn serve(listener: TcpListener, actor: Seat, counters: PrometheusHandle, shutdown: Shutdown) {
     let app = Router::new()
         .route("/", get(page))
         .route("/healthz", get(async || "ok\n"))

@@ -48,7 +48,11 @@ impl JobService for Jobs {
     ) -> Result<Response<ListCommitsResponse>, Status> {
         let key = key(request.metadata(), &request.get_ref().id)?;
         let task = request.into_inner().task;
-        let commits = self.shared.actor.ask(move |actor| actor.commits(&key, &task)).await.map_err(status)?;
+        let wanted = key.clone();
+        let records = self.shared.actor.ask(move |actor| actor.records(&wanted)).await.map_err(status)?;
+        let read = tokio::task::spawn_blocking(move || records.commits(&key, &task)).await;
+        let read = read.map_err(|error| status(code::INTERNAL.error("reading records panicked").caused_by(error)))?;
+        let commits = read.map_err(status)?;
         Ok(Response::new(ListCommitsResponse { commits }))
     }
 

@@ -15,12 +15,12 @@ pub(crate) use checkpoints::Checkpoints;
 pub(crate) use jobs::Jobs;
 pub(crate) use workers::Workers;
 
-use crate::actor::Handle;
+use crate::actor::Seat;
 
 /// What every service holds.
 #[derive(Clone)]
 pub(crate) struct Shared {
-    pub(crate) actor: Handle,
+    pub(crate) actor: Seat,
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: Shutdown,
 }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Shared, part, status};
-use crate::actor::Orders;
+use crate::actor::{Handle, Orders};
 
 /// Orders and acknowledgements that a worker may leave unread before it is cut off.
 const UNREAD: usize = 256;
@@ -77,6 +77,8 @@ fn worker(name: &str, incarnation: u64) -> Result<WorkerId> {
 struct Open {
     id: WorkerId,
     number: u64,
+    /// Whose session it is: a leader after it knows nothing of it.
+    actor: Handle,
     /// Cancelled when the actor gives the session up.
     given_up: CancellationToken,
     first: SessionRequest,
@@ -95,10 +97,10 @@ async fn hold(shared: Shared, mut requests: Streaming<SessionRequest>, orders: O
     };
     // From here on only the actor holds the sender: when it gives the session up, the stream ends.
     drop(orders);
-    let Open { id, number, given_up, first } = open;
+    let Open { id, number, actor, given_up, first } = open;
     let mut message = Some(first);
     while let Some(request) = message {
-        if let Err(error) = take(&shared, &id, request).await {
+        if let Err(error) = take(&actor, &id, request).await {
             tracing::debug!(worker = %id, error = %error.chain(), "closing the session");
             break;
         }
@@ -107,7 +109,7 @@ async fn hold(shared: Shared, mut requests: Streaming<SessionRequest>, orders: O
             () = given_up.cancelled() => None,
         };
     }
-    shared.actor.tell(move |actor| actor.close_session(&id, number)).await;
+    actor.tell(move |actor| actor.close_session(&id, number)).await;
 }
 
 async fn open(shared: &Shared, requests: &mut Streaming<SessionRequest>, orders: &Orders) -> Result<Option<Open>> {
@@ -115,8 +117,9 @@ async fn open(shared: &Shared, requests: &mut Streaming<SessionRequest>, orders:
     let id = worker(&first.worker, first.incarnation)?;
     let given_up = CancellationToken::new();
     let (named, orders, guard) = (id.clone(), orders.clone(), given_up.clone().drop_guard());
-    let number = shared.actor.ask(move |actor| actor.open_session(&named, orders, guard)).await?;
-    Ok(Some(Open { id, number, given_up, first }))
+    let actor = shared.actor.now()?;
+    let number = actor.ask(move |actor| actor.open_session(&named, orders, guard)).await?;
+    Ok(Some(Open { id, number, actor, given_up, first }))
 }
 
 async fn next(shared: &Shared, requests: &mut Streaming<SessionRequest>) -> Option<SessionRequest> {
@@ -126,16 +129,14 @@ async fn next(shared: &Shared, requests: &mut Streaming<SessionRequest>) -> Opti
     }
 }
 
-async fn take(shared: &Shared, id: &WorkerId, request: SessionRequest) -> Result<()> {
+async fn take(actor: &Handle, id: &WorkerId, request: SessionRequest) -> Result<()> {
     let SessionRequest { tenant, job, term, generation, message, .. } = request;
     let part = part(&tenant, &job, term, generation)?;
     let id = id.clone();
     let works = match (message, part) {
-        (Some(Message::Heartbeat(beat)), part) => {
-            shared.actor.tell(move |actor| actor.heartbeat(id, &beat, part)).await
-        }
-        (Some(Message::Step(row)), Some(part)) => shared.actor.tell(move |actor| actor.step(&id, &part, row)).await,
-        (Some(Message::Log(line)), Some(part)) => shared.actor.tell(move |actor| actor.log(&part, line)).await,
+        (Some(Message::Heartbeat(beat)), part) => actor.tell(move |actor| actor.heartbeat(id, &beat, part)).await,
+        (Some(Message::Step(row)), Some(part)) => actor.tell(move |actor| actor.step(&id, &part, row)).await,
+        (Some(Message::Log(line)), Some(part)) => actor.tell(move |actor| actor.log(&part, line)).await,
         (Some(Message::Step(_) | Message::Log(_)), None) | (None, _) => true,
     };
     if works { Ok(()) } else { Err(going_down()) }

@@ -53,11 +53,6 @@ impl Backend {
         Self { store, clock, root, _folder: None, server: Some(server) }
     }
 
-    /// The address for another process, which takes credentials from the environment.
-    pub(crate) fn address(&self) -> String {
-        self.store.url().to_owned()
-    }
-
     pub(crate) fn task(&self) -> TaskStore {
         task_of(&self.store)
     }
@@ -110,6 +105,5 @@ pub(crate) fn snapshot(step: u64, flavour: u8) -> Snapshot {
         ],
         gate: Gate::passed(),
         meta: meta.as_object().unwrap().clone(),
-        ledger: Vec::new(),
     }
 }
