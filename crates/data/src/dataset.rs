@@ -1,6 +1,8 @@
 //! An opened source: which of its rows are usable, in which order, and the bytes of each on demand.
 
 mod index;
+mod rows;
+mod sidecar;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -28,6 +30,29 @@ pub struct OpenOptions {
     pub fetch: Option<Arc<dyn Fetch>>,
     /// Folder for copies of remote files, kept between runs.
     pub cache: Option<PathBuf>,
+    /// Where what a pass over a file found is kept, so that the file is not read again; see [`RowCache`].
+    pub rows: Option<RowCache>,
+}
+
+/// A folder for indexes of rows. It may be emptied at any time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowCache {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Smaller files are read anew each time.
+    pub least_bytes: u64,
+}
+
+impl RowCache {
+    /// `$XDG_CACHE_HOME/pleach/rows`, else `~/.cache/pleach/rows`, for files of 4 MiB and more; none where neither
+    /// variable holds an absolute path.
+    #[must_use]
+    pub fn of_user() -> Option<Self> {
+        let absolute = |path: &PathBuf| path.is_absolute();
+        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(absolute);
+        let home = || std::env::var_os("HOME").map(PathBuf::from).filter(absolute).map(|home| home.join(".cache"));
+        Some(Self { folder: cache.or_else(home)?.join("pleach/rows"), least_bytes: 4 << 20 })
+    }
 }
 
 /// A range of rows of a dataset.
@@ -55,9 +80,10 @@ pub struct Dataset {
 struct DataFile {
     name: Arc<str>,
     handle: Handle,
-    rows: Vec<RowRef>,
+    rows: rows::RowIndex,
     bytes: u64,
     sha256: String,
+    lines_sha256: String,
 }
 
 impl Dataset {
@@ -71,14 +97,15 @@ impl Dataset {
     }
 
     /// Opens a path, folder, glob or `s3://` URL, reads all of it once and validates every row: JSON, fields, types,
-    /// ranges, and the tokens too where the tokenizer could refuse a text. Malformed rows get no number, so every rank
+    /// ranges, and the tokens too where the tokenizer could refuse a text. What was found is kept in `options.rows`, and
+    /// a file that did not change since is not read again. Malformed rows get no number, so every rank
     /// that reads the same bytes agrees on the numbers of the others.
     ///
     /// # Errors
     /// `DATA_SOURCE`: a file cannot be read or has no known format. `DATA_EMPTY`: no file, or no usable row.
     /// `DATA_ROW` or `TOKEN_RANGE`: more malformed rows than allowed, naming the first ones by file and line.
     pub fn open_source(source: &str, encoder: &Encoder, options: &OpenOptions) -> Result<Self> {
-        let mut index = index::Index::new(encoder, options.max_bad_rows);
+        let mut index = index::Index::new(encoder, options);
         let mut files = Vec::new();
         for (number, file) in source::resolve(source, options)?.iter().enumerate() {
             files.push(index.file(file, number)?);
@@ -88,8 +115,8 @@ impl Dataset {
         let starts = files
             .iter()
             .map(|file| {
-                rows += file.rows.len() as u64;
-                rows - file.rows.len() as u64
+                rows += file.rows.len();
+                rows - file.rows.len()
             })
             .collect();
         if rows == 0 {
@@ -172,9 +199,8 @@ impl Dataset {
 
     fn find(&self, row: u64) -> Result<(&DataFile, RowRef)> {
         let file = self.starts.partition_point(|start| *start <= row).saturating_sub(1);
-        let within = usize::try_from(row - self.starts[file]).unwrap_or(usize::MAX);
-        match self.files[file].rows.get(within) {
-            Some(at) => Ok((&self.files[file], *at)),
+        match self.files[file].rows.get(row - self.starts[file]) {
+            Some(at) => Ok((&self.files[file], at)),
             None => Err(code::DATA_ROW.error(format!("row {row} of a dataset of {} rows", self.rows))),
         }
     }
@@ -182,13 +208,11 @@ impl Dataset {
 
 fn digest(files: &[DataFile]) -> String {
     let mut hash = Sha256::new();
-    hash.update(b"pleach dataset 1\n");
+    hash.update(b"pleach dataset 2\n");
     for file in files {
         let name = file.name.rsplit('/').next().unwrap_or(&file.name);
-        hash.update(format!("{name}\n{}\n{}\n{}\n", file.bytes, file.sha256, file.rows.len()));
-        for row in &file.rows {
-            hash.update(row.line.to_le_bytes());
-        }
+        let DataFile { bytes, sha256, lines_sha256, rows, .. } = file;
+        hash.update(format!("{name}\n{bytes}\n{sha256}\n{}\n{lines_sha256}\n", rows.len()));
     }
     hex::encode(hash.finalize())
 }

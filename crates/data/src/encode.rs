@@ -109,6 +109,12 @@ impl Encoder {
         Ok(Example { sample_id: row.id, content })
     }
 
+    /// Changes with anything that decides which rows are usable.
+    pub(crate) fn fingerprint(&self) -> String {
+        let tokenizer = self.tokenizer.as_ref().map(Tokenizer::sha256);
+        format!("{:?} {:?} {:?} {}", self.fields, self.limits, tokenizer, self.max_length)
+    }
+
     /// Whether a row is usable. Tokenises it only where the tokenizer could refuse a text or give an id that the model
     /// lacks.
     pub(crate) fn validate(&self, row: &Map<String, Value>) -> Result<(), Fault> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// Up to this many files of a source stay open.
 pub(crate) const KEPT_OPEN: usize = 128;
 
-/// Where a row's JSON lies. 16 bytes a row: ten million rows cost 160 MB.
+/// Where a row's JSON lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RowRef {
     pub(crate) offset: u64,

@@ -26,7 +26,7 @@ mod template;
 mod tokenizer;
 
 pub use batch::{Batch, Counts, IGNORE, Packed, Padded, Ragged, sample_digest};
-pub use dataset::{Dataset, OpenOptions, SHARD_ROWS, Shard};
+pub use dataset::{Dataset, OpenOptions, RowCache, SHARD_ROWS, Shard};
 pub use encode::{Encoder, Limits};
 pub use example::{Content, Encoded, Example};
 pub use fetch::{Fetch, RemoteFile};

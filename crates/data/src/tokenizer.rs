@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use pleach_base::{Result, code};
+use sha2::{Digest, Sha256};
 use tokenizers::{Encoding, PostProcessor, TruncationDirection};
 
 use crate::example::Encoded;
@@ -23,6 +24,7 @@ pub struct Tokenizer {
     pad_id: u32,
     max_id: u32,
     total: bool,
+    sha256: String,
 }
 
 impl fmt::Debug for Tokenizer {
@@ -68,10 +70,16 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(|error| refuse().caused_by(error))?;
         let max_id = inner.get_vocab(true).into_values().max();
         let max_id = max_id.ok_or_else(|| refuse().hint("its vocabulary is empty"))?;
-        let mut tokenizer = Self { inner, pad_id: pad.unwrap_or(0), max_id, total: false };
+        let mut tokenizer =
+            Self { inner, pad_id: pad.unwrap_or(0), max_id, total: false, sha256: hex::encode(Sha256::digest(bytes)) };
         tokenizer.total =
             PROBES.iter().all(|probe| matches!(tokenizer.encode(probe, None, 64), Ok(made) if !made.is_empty()));
         Ok(tokenizer)
+    }
+
+    /// SHA-256, in hex, of the file.
+    pub(crate) fn sha256(&self) -> &str {
+        &self.sha256
     }
 
     /// The id that the tokenizer names for padding, or 0.

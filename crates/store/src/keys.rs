@@ -52,6 +52,13 @@ pub(crate) fn folder_name(step: Step, fence: Fence, attempt: u32) -> String {
     if attempt == 1 { base } else { format!("{base}-{attempt}") }
 }
 
+/// `ledger/000002/00000101-00000200-g0007.parquet`: epoch, first and last step, the writer's generation. A further
+/// `attempt` adds `-2`, `-3`, ...
+pub(crate) fn chunk_name(epoch: u64, from: Step, to: Step, fence: Fence, attempt: u32) -> String {
+    let base = format!("ledger/{epoch:06}/{:08}-{:08}-g{:04}", from.0, to.0, fence.generation.0);
+    if attempt == 1 { format!("{base}.parquet") } else { format!("{base}-{attempt}.parquet") }
+}
+
 /// The generation that owns a step folder, from its name below `steps/`.
 pub(crate) fn folder_generation(name: &str) -> Option<u64> {
     name.split('-').nth(1)?.strip_prefix('g')?.parse().ok()
@@ -77,6 +84,12 @@ mod tests {
         let folder = folder_name(Step(1000), fence, 1);
         assert_eq!(keys.file(&folder, "x").as_ref(), "pre/fix/acme/desk/tone/steps/00001000-g0007/x");
         assert_eq!(folder_name(Step(1000), fence, 2), "steps/00001000-g0007-2");
+        let chunk = chunk_name(2, Step(101), Step(200), fence, 1);
+        assert_eq!(
+            keys.folder(&chunk).as_ref(),
+            "pre/fix/acme/desk/tone/ledger/000002/00000101-00000200-g0007.parquet"
+        );
+        assert_eq!(chunk_name(2, Step(101), Step(200), fence, 2), "ledger/000002/00000101-00000200-g0007-2.parquet");
         assert_eq!(folder_generation("00001000-g0007-2"), Some(7));
         assert_eq!((entry_seq("0000000412.json"), entry_seq("412.json"), entry_seq("x")), (Some(412), None, None));
     }

@@ -14,6 +14,7 @@ mod create;
 mod fault;
 mod json;
 mod keys;
+mod ledger;
 mod probe;
 mod pull;
 mod record;
@@ -26,6 +27,7 @@ mod uploader;
 mod writer;
 
 pub use json::canonical as canonical_json;
+pub use ledger::{Ledger, LedgerChunk, LedgerRow, decode_ledger, encode_ledger};
 pub use pull::PulledFile;
 pub use record::{
     ADAPTER_CONFIG, ADAPTER_MODEL, EntryKind, FORMAT_VERSION, Gate, LogEntry, MANIFEST, Manifest, ManifestFile,

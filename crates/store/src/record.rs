@@ -13,6 +13,8 @@ use sha2::{Digest, Sha256};
 
 use pleach_base::{Error, Fence, Result, Step, Timestamp, code};
 
+use crate::ledger::{LedgerChunk, LedgerRow};
+
 /// The version of every record written by this build; newer ones are refused with `STORE_FORMAT`.
 pub const FORMAT_VERSION: u32 = 1;
 /// PEFT's configuration file.
@@ -70,6 +72,9 @@ pub struct LogEntry {
     /// The finite numbers of the snapshot's metrics, such as `eval/loss` (kind `step`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metrics: BTreeMap<String, f64>,
+    /// Ledger rows that came with the step (kind `step`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ledger: Vec<LedgerChunk>,
     /// Folders that are given up (kind `retain`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub removed: Vec<String>,
@@ -132,6 +137,9 @@ pub struct Snapshot {
     /// Goes into the manifest. An object `metrics` of numbers in it is copied into the log entry for retention and
     /// listings.
     pub meta: Map<String, Value>,
+    /// The steps since the last durable one, in order; this one is the last. Stored beside the step, and not read back
+    /// with it: see [`crate::TaskStore::ledger`].
+    pub ledger: Vec<LedgerRow>,
 }
 
 /// One file of a [`Snapshot`].
@@ -226,7 +234,7 @@ pub(crate) fn parse<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T> {
     }
 }
 
-fn newer(key: &str, version: u64) -> Error {
+pub(crate) fn newer(key: &str, version: u64) -> Error {
     code::STORE_FORMAT
         .error(format!("{key}: format_version is {version}, this build reads up to {FORMAT_VERSION}"))
         .hint("use the version of Pleach that wrote it, or a newer one")
@@ -239,7 +247,7 @@ mod tests {
 
     fn snapshot(names: &[&str]) -> Snapshot {
         let files = names.iter().map(|name| SnapshotFile::new(*name, vec![1, 2])).collect();
-        Snapshot { step: Step(3), files, gate: Gate::passed(), meta: Map::new() }
+        Snapshot { step: Step(3), files, gate: Gate::passed(), meta: Map::new(), ledger: Vec::new() }
     }
 
     #[test]

@@ -89,6 +89,20 @@ impl Store {
         Self::build(Opened { objects, root, url: url.into(), is_local: false }, options)
     }
 
+    /// The same store, with every operation going through what `decorate` makes of it. For faults and for counting.
+    #[must_use]
+    pub fn decorated(&self, decorate: impl FnOnce(Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore>) -> Self {
+        let Inner { objects, root, url, is_local, clock, ids } = &*self.0;
+        Self(Arc::new(Inner {
+            objects: decorate(Arc::clone(objects)),
+            root: root.clone(),
+            url: url.clone(),
+            is_local: *is_local,
+            clock: SharedClock::clone(clock),
+            ids: Arc::clone(ids),
+        }))
+    }
+
     fn build(opened: Opened, options: &StoreOptions) -> Self {
         let Opened { objects, root, url, is_local } = opened;
         let clock = options.clock.clone().unwrap_or_else(SystemClock::shared);

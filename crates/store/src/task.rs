@@ -151,7 +151,7 @@ impl TaskStore {
         for file in &manifest.files {
             files.push(SnapshotFile::new(file.name.as_str(), self.file(entry, file).await?));
         }
-        Ok(Snapshot { step: manifest.step, files, gate: manifest.gate, meta: manifest.meta })
+        Ok(Snapshot { step: manifest.step, files, gate: manifest.gate, meta: manifest.meta, ledger: Vec::new() })
     }
 
     async fn file(&self, entry: &LogEntry, file: &ManifestFile) -> Result<Bytes> {
@@ -281,7 +281,7 @@ pub(crate) fn check_length(key: &Path, found: u64, expected: u64) -> Result<()> 
     Err(code::STORE_CORRUPT.error(format!("{key}: {found} bytes, the manifest says {expected}")))
 }
 
-fn check_bytes(key: &Path, bytes: &[u8], length: u64, sha256: &str) -> Result<()> {
+pub(crate) fn check_bytes(key: &Path, bytes: &[u8], length: u64, sha256: &str) -> Result<()> {
     check_length(key, bytes.len() as u64, length)?;
     check_sha(key, &record::sha256(bytes), sha256)
 }

@@ -1,6 +1,6 @@
 //! [`Writer`]: the one that may commit steps of a task, until the next fence.
 //!
-//! Order of writes of a commit: the files, the manifest, then the log entry. Whoever stops in between leaves a folder
+//! Order of writes of a commit: the files, the manifest, the ledger chunks, then the log entry. Whoever stops in between leaves a folder
 //! that no entry names, which nobody reads.
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use pleach_base::{Error, Fence, Result, Step, code};
 use crate::create::{Created, create};
 use crate::json::canonical;
 use crate::keys::folder_name;
+use crate::ledger;
 use crate::record::{self, EntryKind, FORMAT_VERSION, LogEntry, MANIFEST, Snapshot};
 use crate::task::{TaskStore, parse_entry};
 
@@ -78,6 +79,7 @@ impl Writer {
     /// not after the last one of this writer. Store errors: whether the step counts is then unknown until the commit
     /// is repeated or the log read.
     pub async fn commit(&mut self, snapshot: &Snapshot) -> Result<LogEntry> {
+        ledger::check(&snapshot.ledger, snapshot.step)?;
         let manifest = snapshot.manifest()?;
         let manifest_bytes = canonical(&manifest)?;
         let sha256 = record::sha256(&manifest_bytes);
@@ -85,7 +87,9 @@ impl Writer {
             return Ok(done);
         }
         let folder = self.upload(snapshot, &manifest_bytes).await?;
+        let chunks = self.task.put_ledger(&snapshot.ledger, self.fence).await?;
         let mut entry = self.blank(EntryKind::Step);
+        entry.ledger = chunks;
         entry.step = Some(snapshot.step);
         entry.folder = Some(folder);
         entry.manifest_sha256 = Some(sha256);
@@ -200,6 +204,7 @@ impl Writer {
             bytes: 0,
             publishable: false,
             metrics: Default::default(),
+            ledger: Vec::new(),
             removed: Vec::new(),
         }
     }

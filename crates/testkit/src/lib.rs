@@ -1,4 +1,5 @@
 //! Servers, processes and fault proxies for tests.
 
+pub mod net;
 pub mod process;
 pub mod s3;

@@ -4,11 +4,13 @@
 //! puts a lock around that. Also here: the ways in which servers misbehave, as [`S3Options`]. Not here: bucket
 //! policies, versions, TLS.
 
+mod faults;
 mod guard;
+mod socket;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +23,9 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 
+pub use faults::{Faults, Trouble};
 use guard::Guard;
+use socket::Socket;
 
 /// A PUT that fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +43,8 @@ pub struct PutFault {
 /// How a server is set up and how it misbehaves.
 #[derive(Clone, Debug)]
 pub struct S3Options {
+    /// Where it listens.
+    pub host: IpAddr,
     /// 0 takes any free port.
     pub port: u16,
     /// The folder of the buckets; a temporary one when absent.
@@ -60,6 +66,7 @@ pub struct S3Options {
 impl Default for S3Options {
     fn default() -> Self {
         Self {
+            host: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 0,
             root: None,
             bucket: "pleach".to_owned(),
@@ -84,7 +91,7 @@ pub struct S3Server {
 }
 
 impl S3Server {
-    /// Starts a server on 127.0.0.1 with its bucket.
+    /// Starts a server with its bucket.
     ///
     /// # Errors
     /// When the folder cannot be made or the port is taken.
@@ -101,15 +108,15 @@ impl S3Server {
         let guard = Guard::new(files, &root, &options);
         let mut service = S3ServiceBuilder::new(guard.clone());
         service.set_auth(SimpleAuth::from_single(options.access_key.clone(), options.secret_key.clone()));
-        let listener = TcpListener::bind(("127.0.0.1", options.port))
+        let listener = TcpListener::bind((options.host, options.port))
             .await
             .with_context(|| format!("cannot listen on port {}", options.port))?;
         let address = listener.local_addr()?;
-        let accepting = tokio::spawn(accept(listener, service.build()));
+        let accepting = tokio::spawn(accept(listener, service.build(), guard.faults()));
         Ok(Self { address, options, root, guard, accepting, _temporary: temporary })
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// `http://HOST:PORT`.
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
@@ -139,10 +146,28 @@ impl S3Server {
         &self.root
     }
 
+    /// The switch for trouble at run time.
+    #[must_use]
+    pub fn faults(&self) -> Arc<Faults> {
+        self.guard.faults()
+    }
+
     /// PUTs seen so far, failed ones included.
     #[must_use]
     pub fn puts(&self) -> u64 {
         self.guard.puts()
+    }
+
+    /// Whether the body of a PUT is arriving at this moment.
+    #[must_use]
+    pub fn is_receiving(&self) -> bool {
+        self.guard.bodies().0 > 0
+    }
+
+    /// PUTs whose body broke off: the client died, or the connection.
+    #[must_use]
+    pub fn cut_puts(&self) -> u64 {
+        self.guard.bodies().1
     }
 
     /// The environment that points an S3 client here.
@@ -169,7 +194,7 @@ impl Drop for S3Server {
 }
 
 /// Serves connections until aborted; the set of connections goes with the task.
-async fn accept(listener: TcpListener, service: S3Service) {
+async fn accept(listener: TcpListener, service: S3Service, faults: Arc<Faults>) {
     let http = Arc::new(Builder::new(TokioExecutor::new()));
     let mut connections = JoinSet::new();
     loop {
@@ -177,6 +202,7 @@ async fn accept(listener: TcpListener, service: S3Service) {
             accepted = listener.accept() => match accepted {
                 Ok((socket, _)) => {
                     let (http, service) = (Arc::clone(&http), service.clone());
+                    let socket = Socket::new(socket, Arc::clone(&faults));
                     connections.spawn(async move {
                         if let Err(error) = http.serve_connection(TokioIo::new(socket), service).await {
                             tracing::debug!(%error, "a connection ended early");

@@ -18,7 +18,7 @@ pub struct Cli {
 /// What a worker is told.
 #[derive(Clone, Debug, Parser)]
 pub struct Args {
-    /// Address of the coordinator.
+    /// Address of the coordinator; of several, separated by commas, the one that leads is found.
     #[arg(long, env = "PLEACH_ADDRESS", default_value = "http://127.0.0.1:7700")]
     pub coordinator: String,
     /// Stable name of this worker; the host name and process id when absent.
@@ -48,9 +48,13 @@ pub struct Args {
     /// PEM file of the authority that signed the coordinator's certificate.
     #[arg(long, env = "PLEACH_CA")]
     pub ca: Option<std::path::PathBuf>,
-    /// Seconds that training goes on without the coordinator before it stops with a checkpoint.
-    #[arg(long, default_value_t = 60)]
-    pub grace: u64,
+    /// Seconds that training goes on without the coordinator before it stops with a checkpoint; what the coordinator
+    /// says when absent.
+    #[arg(long)]
+    pub grace: Option<u64>,
+    /// Process id of a `pleach train` that this worker belongs to: they leave together, and with a checkpoint.
+    #[arg(long, value_name = "PID", hide = true)]
+    pub crew_of: Option<u32>,
     /// Exchange signatures before every collective, to find ranks that differ.
     #[arg(long)]
     pub checked: bool,

@@ -1,55 +1,75 @@
-//! One part in one generation of a job, on its own thread: joins the gang, trains, and says how it ended.
+//! What runs on the training thread: getting ready for a job, and one part in one generation of it. A part joins the gang,
+//! trains, and says how it ended and whom it waited for in vain.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use pleach_base::{Error, Fence, Generation, Result, ResultExt as _, SharedClock, Term, code};
-use pleach_comm::{Bind, Collective, GroupOptions, StoreAddr};
-use pleach_proto::v1::report_request::Report;
-use pleach_proto::v1::session_request::Message;
-use pleach_proto::v1::{Assignment, Ready, SessionRequest};
+use pleach_base::{Error, Fence, Generation, Result, ResultExt as _, SharedClock, Term, WorkerId, code};
+use pleach_comm::{Bind, Collective, Forming, GroupOptions, StoreAddr};
+use pleach_proto::v1::{Assignment, Member, Prepare, SessionRequest};
 use pleach_spec::Job;
-use pleach_train::{DurableRow, EvalRow, JobContext, Level, Observer, Outcome, StepRow, StopSignal, TaskStatus, Warm};
+use pleach_train::{JobContext, Outcome, StopSignal, Warm};
 use tch::Device;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use crate::convert;
+use crate::bridge::Bridge;
+use crate::heart::Heart;
 use crate::identity::Identity;
+use crate::pulse;
 use crate::reporter::{Part, Reporter};
-use crate::session::{self, Pulse};
+use crate::watchdog::{self, Watch};
+use crate::watched::{Gauge, Watched};
 
-/// An assignment, checked.
+/// An order, checked.
 pub(crate) struct Work {
     pub(crate) part: Part,
     pub(crate) job: Job,
-    pub(crate) rank: usize,
-    pub(crate) world: usize,
-    pub(crate) store: StoreAddr,
+    pub(crate) members: Vec<Member>,
+    pub(crate) kind: Kind,
+}
+
+/// What is to be done.
+pub(crate) enum Kind {
+    /// Get ready.
+    Prepare,
+    /// Train as one rank.
+    Train { rank: usize, world: usize, store: StoreAddr },
+}
+
+/// The part that an order is about, readable even when its spec is not.
+pub(crate) fn part(tenant: &str, job: &str, term: u64, generation: u64) -> Part {
+    let fence = Fence { term: Term(term), generation: Generation(generation) };
+    Part { tenant: tenant.into(), job: job.into(), fence }
 }
 
 impl Work {
-    /// The part that an assignment is about, readable even when its spec is not.
-    pub(crate) fn part_of(assignment: &Assignment) -> Part {
-        Part {
-            tenant: assignment.tenant.as_str().into(),
-            job: assignment.job.as_str().into(),
-            fence: Fence { term: Term(assignment.term), generation: Generation(assignment.generation) },
-        }
-    }
-
-    pub(crate) fn parse(assignment: &Assignment) -> Result<Self> {
-        let job = serde_json::from_str(&assignment.spec_json)
-            .or_code(code::JOB_SYNTAX, || format!("job {}: the resolved spec cannot be read", assignment.job))?;
-        let port = u16::try_from(assignment.rendezvous_port)
-            .or_code(code::INTERNAL, || format!("job {}: rendezvous port out of range", assignment.job))?;
+    pub(crate) fn assigned(order: &Assignment) -> Result<Self> {
+        let port = u16::try_from(order.rendezvous_port)
+            .or_code(code::INTERNAL, || format!("job {}: rendezvous port out of range", order.job))?;
         Ok(Self {
-            part: Self::part_of(assignment),
-            job,
-            rank: assignment.rank as usize,
-            world: assignment.world as usize,
-            store: StoreAddr::new(assignment.rendezvous_host.clone(), port),
+            part: part(&order.tenant, &order.job, order.term, order.generation),
+            job: job(&order.job, &order.spec_json)?,
+            members: order.members.clone(),
+            kind: Kind::Train {
+                rank: order.rank as usize,
+                world: order.world as usize,
+                store: StoreAddr::new(order.rendezvous_host.clone(), port),
+            },
         })
     }
+
+    pub(crate) fn prepared(order: &Prepare) -> Result<Self> {
+        Ok(Self {
+            part: part(&order.tenant, &order.job, order.term, order.generation),
+            job: job(&order.job, &order.spec_json)?,
+            members: order.members.clone(),
+            kind: Kind::Prepare,
+        })
+    }
+}
+
+fn job(id: &str, spec_json: &str) -> Result<Job> {
+    serde_json::from_str(spec_json).or_code(code::JOB_SYNTAX, || format!("job {id}: the resolved spec cannot be read"))
 }
 
 /// What every part needs from the process.
@@ -59,19 +79,24 @@ pub(crate) struct Surroundings {
     pub(crate) bind: Option<String>,
     pub(crate) checked: bool,
     pub(crate) clock: SharedClock,
-    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) heart: Arc<Heart>,
     pub(crate) reporter: Reporter,
     pub(crate) rows: mpsc::Sender<SessionRequest>,
 }
 
-/// How a part ended.
+/// How the work on an order ended.
 pub(crate) struct Done {
     pub(crate) part: Part,
-    pub(crate) outcome: Result<Outcome>,
-    /// Ranks whose connection was gone when a collective failed.
+    pub(crate) end: End,
+    /// Ranks that were waited for in vain and do not answer.
     pub(crate) suspects: Vec<u32>,
-    /// Model and tokenizer, for the next generation of the same job.
+    /// Model, data and states, for the next generation of the same job.
     pub(crate) warm: Warm,
+}
+
+pub(crate) enum End {
+    Prepared(Result<()>),
+    Trained(Result<Outcome>),
 }
 
 /// Starts the training thread; `done` hears how it ended.
@@ -82,18 +107,20 @@ pub(crate) fn start(
     work: Work,
     around: Surroundings,
     stop: StopSignal,
-    warm: Warm,
+    mut warm: Warm,
     done: mpsc::UnboundedSender<Done>,
 ) -> Result<()> {
-    let runtime = tokio::runtime::Handle::current();
+    let runtime = Handle::current();
     let train = move || {
         let part = work.part.clone();
-        let _ = done.send(take_part(work, &around, stop, warm, runtime).unwrap_or_else(|error| Done {
-            part,
-            outcome: Err(error),
-            suspects: Vec::new(),
-            warm: Warm::default(),
-        }));
+        let threads = work.job.spec.workers.threads.unwrap_or(around.identity.threads).max(1);
+        tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
+        let mut suspects = Vec::new();
+        let end = match work.kind {
+            Kind::Prepare => End::Prepared(get_ready(work, &around, stop, &mut suspects)),
+            Kind::Train { .. } => End::Trained(take_part(work, &around, stop, runtime, &mut warm, &mut suspects)),
+        };
+        let _ = done.send(Done { part, end, suspects, warm });
     };
     std::thread::Builder::new()
         .name("train".to_owned())
@@ -102,57 +129,123 @@ pub(crate) fn start(
         .or_code(code::IO, || "cannot start the training thread".to_owned())
 }
 
+/// Loads what can be loaded, then sees that all members answer: who cannot reach them should not join them.
+fn get_ready(work: Work, around: &Surroundings, stop: StopSignal, suspects: &mut Vec<u32>) -> Result<()> {
+    let others: Vec<Member> = work.members.into_iter().filter(|member| !is(member, &around.identity.id)).collect();
+    // One that is busy, or just ends, is asked again.
+    for pause in ASK_AGAIN {
+        stop.check()?;
+        *suspects = pulse::silent(&others, None);
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        std::thread::sleep(pause);
+    }
+    let names: Vec<&str> =
+        others.iter().filter(|m| suspects.contains(&m.rank)).map(|member| member.worker.as_str()).collect();
+    Err(code::COMM_PEER
+        .error(format!("no answer from {}", names.join(", ")))
+        .hint("the workers must reach each other at the addresses given by --listen-host"))
+}
+
+/// Pauses between questions to members of the gang that do not answer.
+const ASK_AGAIN: [std::time::Duration; 3] = [std::time::Duration::from_millis(200); 3];
+
+fn is(member: &Member, id: &WorkerId) -> bool {
+    member.worker == id.name && member.incarnation == id.incarnation
+}
+
 fn take_part(
     work: Work,
     around: &Surroundings,
     stop: StopSignal,
-    mut warm: Warm,
-    runtime: tokio::runtime::Handle,
-) -> Result<Done> {
-    let threads = work.job.spec.workers.threads.unwrap_or(around.identity.threads).max(1);
-    tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
-    let part = work.part.clone();
-    let group = join(&work, around)?;
+    runtime: Handle,
+    warm: &mut Warm,
+    suspects: &mut Vec<u32>,
+) -> Result<Outcome> {
+    let Work { part, job, members, kind: Kind::Train { rank, world, store } } = work else {
+        return Err(code::INTERNAL.error("an order to get ready is not an order to train"));
+    };
+    let silent = || pulse::silent(&members, Some(rank as u32));
+    let (gauge, forming) = (Gauge::new(Arc::clone(&around.clock)), Arc::<Forming>::default());
+    let watch = Watch {
+        part: part.clone(),
+        rank: rank as u32,
+        members: members.clone(),
+        gauge: Arc::clone(&gauge),
+        forming: Arc::clone(&forming),
+        heart: Arc::clone(&around.heart),
+        reporter: around.reporter.clone(),
+    };
+    let _leash = watchdog::start(watch)?;
+    stop.attach(Arc::clone(&forming) as Arc<dyn pleach_comm::Abort>);
+    let joined = {
+        let _waiting = gauge.wait();
+        join(&part, (rank, world), store, Arc::clone(&forming), around)
+    };
+    let group = joined.inspect_err(|_| {
+        *suspects = forming.missing().into_iter().map(|rank| rank as u32).collect();
+        if suspects.is_empty() && !stop.is_aborted() {
+            *suspects = silent();
+        }
+    })?;
+    let group = Watched { group, gauge: Arc::clone(&gauge) };
     stop.attach(group.abort_handle());
-    let observer = Arc::new(Bridge { part: part.clone(), rank: work.rank, around: around.clone() });
     let outcome = pleach_train::run_job(
         JobContext {
             tenant: part.tenant.clone(),
             id: part.job.clone(),
-            job: work.job,
+            job,
             fence: part.fence,
-            group: group.as_ref(),
-            observer,
-            stop,
+            group: &group,
+            observer: Arc::new(Bridge::new(&part, rank, around, &gauge)),
+            stop: stop.clone(),
             runtime,
             clock: Arc::clone(&around.clock),
         },
-        &mut warm,
+        warm,
     );
-    let suspects = group.lost().into_iter().map(|rank| rank as u32).collect();
-    Ok(Done { part, outcome, suspects, warm })
+    let broke = outcome.as_ref().is_err_and(|error| [code::COMM_PEER, code::COMM_TIMEOUT].contains(&error.code()));
+    let lost = group.lost();
+    // Closing it tells the others; then there is time to ask who is really gone: a rank that saw the end of this one closes
+    // its connections too.
+    drop(group);
+    if broke && !stop.is_aborted() {
+        *suspects = silent();
+        tracing::info!(?lost, ?suspects, "the gang broke");
+    }
+    outcome
 }
 
-fn join(work: &Work, around: &Surroundings) -> Result<Box<dyn Collective>> {
+fn join(
+    part: &Part,
+    (rank, world): (usize, usize),
+    store: StoreAddr,
+    forming: Arc<Forming>,
+    around: &Surroundings,
+) -> Result<Box<dyn Collective>> {
     let device = around.identity.device;
-    around.pulse.progress.fetch_add(1, Ordering::SeqCst);
-    if work.world == 1 {
+    around.heart.progresses();
+    if world == 1 {
         return Ok(pleach_comm::local(device));
     }
-    let part = &work.part;
-    let prefix = format!("{}/{}/g{}", part.tenant, part.job, part.fence.generation);
-    let mut options = GroupOptions::new(work.rank, work.world, prefix, work.store.clone());
+    // A generation is formed once, and a term makes those of different leaders differ.
+    let prefix = format!("{}/{}/t{}g{}", part.tenant, part.job, part.fence.term.0, part.fence.generation);
+    let mut options = GroupOptions::new(rank, world, prefix, store);
     options.bind = around.bind.as_deref().map(Bind::parse);
     options.checked = around.checked;
+    options.forming = forming;
     tracing::info!(
-        "joining {}: RANK={} WORLD_SIZE={} MASTER_ADDR={} MASTER_PORT={}",
+        "joining {}: RANK={rank} WORLD_SIZE={world} MASTER_ADDR={} MASTER_PORT={}",
         options.prefix,
-        work.rank,
-        work.world,
-        work.store.host,
-        work.store.port
+        options.store.host,
+        options.store.port
     );
-    connect(&options, device)
+    let begun = around.clock.elapsed();
+    let group = connect(&options, device)?;
+    let took = around.clock.elapsed().saturating_sub(begun);
+    tracing::info!("the gang of {world} stands after {} ms", took.as_millis());
+    Ok(group)
 }
 
 fn connect(options: &GroupOptions, device: Device) -> Result<Box<dyn Collective>> {
@@ -163,75 +256,6 @@ fn connect(options: &GroupOptions, device: Device) -> Result<Box<dyn Collective>
         other => Err(code::LIBTORCH
             .error(format!("--device {other:?}: this build has no collectives for it"))
             .hint("build `pleach-worker` with `--features cuda`")),
-    }
-}
-
-/// Turns what the engine tells into messages.
-struct Bridge {
-    part: Part,
-    rank: usize,
-    around: Surroundings,
-}
-
-impl Bridge {
-    /// Rows and lines may be lost when the coordinator is away for long; training never waits for them.
-    fn stream(&self, message: Message) {
-        let request = session::request(&self.around.identity, Some(&self.part), message);
-        let _ = self.around.rows.try_send(request);
-    }
-
-    fn report(&self, report: Report) {
-        self.around.reporter.send(&self.part, report);
-    }
-
-    /// What is the same on all ranks is told once.
-    fn is_speaker(&self) -> bool {
-        self.rank == 0
-    }
-}
-
-impl Observer for Bridge {
-    fn step(&self, row: &StepRow) {
-        self.progress();
-        if self.is_speaker() {
-            self.stream(Message::Step(convert::step(row, self.part.fence, self.around.clock.as_ref())));
-        }
-    }
-
-    fn eval(&self, row: &EvalRow) {
-        self.progress();
-        if self.is_speaker() {
-            self.report(Report::Eval(convert::eval(row)));
-        }
-    }
-
-    fn durable(&self, row: &DurableRow) {
-        self.report(Report::Durable(convert::durable(row)));
-    }
-
-    fn task(&self, status: &TaskStatus) {
-        if self.is_speaker() {
-            self.report(Report::Task(convert::task(status)));
-        }
-    }
-
-    fn ready(&self) {
-        self.report(Report::Ready(Ready {}));
-    }
-
-    fn log(&self, level: Level, text: &str) {
-        match level {
-            Level::Info => tracing::info!(job = %self.part.job, "{text}"),
-            Level::Warn => tracing::warn!(job = %self.part.job, "{text}"),
-        }
-        if self.is_speaker() || level == Level::Warn {
-            let worker = &self.around.identity.id.name;
-            self.stream(Message::Log(convert::log(level, text, worker, self.around.clock.as_ref())));
-        }
-    }
-
-    fn progress(&self) {
-        self.around.pulse.progress.fetch_add(1, Ordering::SeqCst);
     }
 }
 

@@ -12,6 +12,7 @@ pub(crate) struct Identity {
     pub(crate) id: WorkerId,
     pub(crate) host: String,
     pub(crate) rendezvous_port: u16,
+    pub(crate) pulse_port: u16,
     pub(crate) device: Device,
     pub(crate) threads: u32,
 }
@@ -19,8 +20,10 @@ pub(crate) struct Identity {
 impl Identity {
     pub(crate) fn new(args: &Args, ids: &dyn IdSource, rendezvous_port: u16) -> Result<Self> {
         let name = args.name.clone().unwrap_or_else(default_name);
+        let id = WorkerId { name, incarnation: ids.next_u64() };
         Ok(Self {
-            id: WorkerId { name, incarnation: ids.next_u64() },
+            pulse_port: crate::pulse::serve(&args.listen_host, id.incarnation)?,
+            id,
             host: args.listen_host.clone(),
             rendezvous_port,
             device: device(&args.device)?,
@@ -30,7 +33,7 @@ impl Identity {
 
     pub(crate) fn request(&self) -> RegisterRequest {
         RegisterRequest {
-            pulse_port: 0,
+            pulse_port: u32::from(self.pulse_port),
             worker: self.id.name.clone(),
             incarnation: self.id.incarnation,
             host: self.host.clone(),

@@ -1,21 +1,28 @@
-//! The worker process: registers with a coordinator, holds a lease by a session, trains what it is assigned on its own
-//! thread, reports, and drains when asked.
+//! The worker process: registers with the coordinator that leads, holds a lease by a session, gets ready and trains on its
+//! own thread what it is told to, reports, and drains when asked.
 //!
 //! The network side runs on tokio, training on one plain thread (module `gang`); between them are only channels, counters
-//! and a [`pleach_train::StopSignal`]. Deliberately not here: what a step is (`train`), who trains what (the
+//! and a [`pleach_train::StopSignal`]. Two more plain threads do not depend on either: one answers peers (`pulse`), one
+//! looks whether training waits in vain (`watchdog`). Deliberately not here: what a step is (`train`), who trains what (the
 //! coordinator), object keys (`store`), what is done with adapter folders (`methods::files`; [`commands`] only takes the
 //! arguments).
 
+mod bridge;
 pub mod cli;
-mod client;
 pub mod commands;
 mod convert;
+mod coordinators;
 mod gang;
+mod heart;
 mod identity;
+mod order;
+mod pulse;
 mod reporter;
 mod session;
 mod telemetry;
 mod verdict;
+mod watchdog;
+mod watched;
 mod worker;
 
 use std::process::ExitCode;

@@ -1,22 +1,27 @@
-//! Reports that must not be lost: sent one by one, in order, again and again until the coordinator has taken them or
-//! says that this worker's part is over.
+//! Reports that must not be lost: sent one at a time, in order, again and again until the coordinator has taken them or
+//! says that this worker's part is over. Records of steps that have gathered meanwhile go in one report.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use pleach_base::{Fence, JobId, Kind, Tenant};
+use pleach_base::{Fence, JobId, Kind, Tenant, code};
 use pleach_proto::status::from_status;
-use pleach_proto::v1::ReportRequest;
 use pleach_proto::v1::report_request::Report;
+use pleach_proto::v1::{CommitRecord, Commits, ReportRequest};
 use tokio::sync::{mpsc, watch};
 
-use crate::client::Client;
+use crate::coordinators::Coordinators;
 use crate::identity::Identity;
 
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// A coordinator that does not know this worker yet (it was restarted) answers as to a stale one; the session registers
-/// again meanwhile.
-const FENCED_TRIES: u32 = 5;
-const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long one answer may take. A report may be sent again: it is known by its number.
+const ANSWER: Duration = Duration::from_secs(5);
+/// So often a coordinator that holds this worker's session has to say that a part is over. One that does not hold it may
+/// only not know this worker yet.
+const FENCED_TRIES: u32 = 3;
+/// Most records in one report.
+const BATCH: usize = 512;
 
 /// Which part of which job something belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,10 +31,23 @@ pub(crate) struct Part {
     pub(crate) fence: Fence,
 }
 
+/// Called once the coordinator has taken a record.
+pub(crate) type Taken = Box<dyn FnOnce() + Send + Sync>;
+
+enum Said {
+    Report(Box<Report>),
+    Commit(Box<CommitRecord>, Taken),
+}
+
+struct Item {
+    part: Part,
+    said: Said,
+}
+
 /// Takes reports from any thread.
 #[derive(Clone)]
 pub(crate) struct Reporter {
-    queue: mpsc::UnboundedSender<(Part, Report)>,
+    queue: mpsc::UnboundedSender<Item>,
     /// Reports handed in, and a view of how many are settled.
     handed_in: watch::Sender<u64>,
     settled: watch::Receiver<u64>,
@@ -37,18 +55,29 @@ pub(crate) struct Reporter {
 
 impl Reporter {
     /// Starts the task that sends. `fenced` hears of parts that the coordinator no longer takes reports of.
-    pub(crate) fn start(client: Client, identity: Identity, fenced: mpsc::UnboundedSender<Part>) -> Self {
-        let (queue, reports) = mpsc::unbounded_channel();
+    pub(crate) fn start(coordinators: Coordinators, identity: Identity, fenced: mpsc::UnboundedSender<Part>) -> Self {
+        let (queue, items) = mpsc::unbounded_channel();
         let (settle, settled) = watch::channel(0);
-        tokio::spawn(send_all(client, identity, reports, settle, fenced));
+        let sender =
+            Sender { coordinators, identity, items, waiting: VecDeque::new(), settle, fenced, over: None, seq: 0 };
+        tokio::spawn(sender.send_all());
         Self { queue, handed_in: watch::channel(0).0, settled }
     }
 
     /// Hands in a report; returns at once.
     pub(crate) fn send(&self, part: &Part, report: Report) {
+        self.hand_in(part, Said::Report(Box::new(report)));
+    }
+
+    /// Hands in the record of a step; `taken` is called when it is safe with the coordinator.
+    pub(crate) fn commit(&self, part: &Part, record: CommitRecord, taken: Taken) {
+        self.hand_in(part, Said::Commit(Box::new(record), taken));
+    }
+
+    fn hand_in(&self, part: &Part, said: Said) {
         self.handed_in.send_modify(|count| *count += 1);
         // The receiver lives as long as the runtime; after that nobody is there to tell.
-        let _ = self.queue.send((part.clone(), report));
+        let _ = self.queue.send(Item { part: part.clone(), said });
     }
 
     /// Waits until everything handed in so far is settled, at most `limit`; false when that passed first.
@@ -59,51 +88,152 @@ impl Reporter {
     }
 }
 
-async fn send_all(
-    mut client: Client,
+/// What becomes of a report.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    Taken,
+    /// The coordinator will never take it.
+    Refused,
+    /// It takes no report of this part any more.
+    Fenced,
+}
+
+struct Sender {
+    coordinators: Coordinators,
     identity: Identity,
-    mut reports: mpsc::UnboundedReceiver<(Part, Report)>,
+    items: mpsc::UnboundedReceiver<Item>,
+    waiting: VecDeque<Item>,
     settle: watch::Sender<u64>,
     fenced: mpsc::UnboundedSender<Part>,
-) {
-    let mut seq = 0;
-    while let Some((part, report)) = reports.recv().await {
-        seq += 1;
+    /// The part that was fenced last: what else it says is not worth sending.
+    over: Option<Part>,
+    seq: u64,
+}
+
+impl Sender {
+    async fn send_all(mut self) {
+        while let Some(item) = self.items.recv().await {
+            self.waiting.push_back(item);
+            loop {
+                while let Ok(item) = self.items.try_recv() {
+                    self.waiting.push_back(item);
+                }
+                let Some((part, report, taken)) = next(&mut self.waiting) else { break };
+                let count = taken.len().max(1) as u64;
+                if self.over.as_ref() != Some(&part) {
+                    self.send(part, report, taken).await;
+                }
+                self.settle.send_modify(|settled| *settled += count);
+            }
+        }
+    }
+
+    async fn send(&mut self, part: Part, report: Report, taken: Vec<Taken>) {
+        self.seq += 1;
         let request = ReportRequest {
-            worker: identity.id.name.clone(),
-            incarnation: identity.id.incarnation,
-            report_seq: seq,
+            worker: self.identity.id.name.clone(),
+            incarnation: self.identity.id.incarnation,
+            report_seq: self.seq,
             tenant: part.tenant.to_string(),
             job: part.job.to_string(),
             term: part.fence.term.0,
             generation: part.fence.generation.0,
             report: Some(report),
         };
-        if !deliver(&mut client, request).await {
-            let _ = fenced.send(part);
+        match self.deliver(request).await {
+            Fate::Taken => taken.into_iter().for_each(|tell| tell()),
+            Fate::Refused => {}
+            Fate::Fenced => {
+                self.over = Some(part.clone());
+                let _ = self.fenced.send(part);
+            }
         }
-        settle.send_modify(|count| *count += 1);
+    }
+
+    async fn deliver(&self, request: ReportRequest) -> Fate {
+        let (mut pause, mut fenced) = (FIRST_PAUSE, 0);
+        loop {
+            let attached = self.coordinators.is_attached();
+            let mut client = self.coordinators.current().client;
+            let error = match tokio::time::timeout(ANSWER, client.report(request.clone())).await {
+                Ok(Ok(_)) => return Fate::Taken,
+                Ok(Err(status)) => from_status(&status),
+                Err(_) => code::UNREACHABLE.error(format!("no answer within {} s", ANSWER.as_secs())),
+            };
+            fenced += u32::from(error.kind() == Kind::Fenced && attached);
+            match error.kind() {
+                Kind::Fenced if fenced >= FENCED_TRIES => return Fate::Fenced,
+                Kind::Fenced | Kind::Unavailable | Kind::Cancelled | Kind::Exhausted => {
+                    tracing::debug!(seq = request.report_seq, error = %error.chain(), "report not taken, trying again");
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+                        () = self.coordinators.changed() => pause = FIRST_PAUSE,
+                    }
+                }
+                _ => {
+                    tracing::warn!(seq = request.report_seq, error = %error.chain(), "the coordinator refuses a report");
+                    return Fate::Refused;
+                }
+            }
+        }
     }
 }
 
-/// Whether the coordinator still takes reports of this part.
-async fn deliver(client: &mut Client, request: ReportRequest) -> bool {
-    let (mut pause, mut fenced) = (FIRST_PAUSE, 0);
-    loop {
-        let Err(status) = client.report(request.clone()).await else { return true };
-        let error = from_status(&status);
-        fenced += u32::from(error.kind() == Kind::Fenced);
-        match error.kind() {
-            Kind::Fenced if fenced >= FENCED_TRIES => return false,
-            Kind::Fenced | Kind::Unavailable | Kind::Cancelled | Kind::Exhausted => {
-                tracing::debug!(seq = request.report_seq, error = %error.chain(), "report not taken, trying again");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+/// What goes out next: one report, or the records of one part that wait one after another.
+fn next(waiting: &mut VecDeque<Item>) -> Option<(Part, Report, Vec<Taken>)> {
+    let Item { part, said } = waiting.pop_front()?;
+    let (record, taken) = match said {
+        Said::Report(report) => return Some((part, *report, Vec::new())),
+        Said::Commit(record, taken) => (record, taken),
+    };
+    let (mut records, mut all) = (vec![*record], vec![taken]);
+    while records.len() < BATCH {
+        match waiting.pop_front() {
+            Some(Item { part: other, said: Said::Commit(record, taken) }) if other == part => {
+                records.push(*record);
+                all.push(taken);
             }
-            _ => {
-                tracing::warn!(seq = request.report_seq, error = %error.chain(), "the coordinator refuses a report");
-                return true;
+            Some(other) => {
+                waiting.push_front(other);
+                break;
             }
+            None => break,
         }
+    }
+    Some((part, Report::Commits(Commits { records }), all))
+}
+
+#[cfg(test)]
+mod tests {
+    use pleach_base::{Generation, Term};
+    use pleach_proto::v1::Ready;
+
+    use super::*;
+
+    #[test]
+    fn records_that_wait_go_together_and_nothing_overtakes() {
+        let part = |generation| Part {
+            tenant: "t".into(),
+            job: "j".into(),
+            fence: Fence { term: Term(1), generation: Generation(generation) },
+        };
+        let commit = |generation, step| Item {
+            part: part(generation),
+            said: Said::Commit(Box::new(CommitRecord { step, ..CommitRecord::default() }), Box::new(|| {})),
+        };
+        let report =
+            |generation| Item { part: part(generation), said: Said::Report(Box::new(Report::Ready(Ready {}))) };
+        let mut waiting: VecDeque<_> =
+            [commit(1, 1), commit(1, 2), report(1), commit(1, 3), commit(2, 4), commit(2, 5)].into();
+        let mut sent = Vec::new();
+        while let Some((part, report, taken)) = next(&mut waiting) {
+            let steps = match report {
+                Report::Commits(commits) => commits.records.iter().map(|record| record.step).collect(),
+                _ => Vec::new(),
+            };
+            assert_eq!(steps.len(), taken.len());
+            sent.push((part.fence.generation.0, steps));
+        }
+        assert_eq!(sent, [(1, vec![1, 2]), (1, vec![]), (1, vec![3]), (2, vec![4, 5])]);
     }
 }

@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask setup | quickstart | test | lint | verify | fix | gen | new-method | gpu`.
+//! Developer commands: `cargo xtask setup | quickstart | test | lint | verify | fix | gen | new-method | chaos | gpu`.
 //!
 //! Deliberately absent: libtorch, protoc and every crate of Pleach, so that this builds on a bare machine and can fetch what
 //! the others need. It drives Pleach only as a user would: through `cargo` and the built binaries.
@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods, reason = "durations are shown to people; nothing is decided by them")]
 
 mod arrows;
+mod chaos;
 mod cmd;
 mod generate;
 mod gpu;
@@ -16,6 +17,7 @@ mod new_method;
 mod paths;
 mod quickstart;
 mod setup;
+mod strict_table;
 mod suites;
 mod test;
 mod tidy;
@@ -53,6 +55,10 @@ enum Command {
     Gen(generate::Args),
     /// Begin a new adapter method: one file and one line
     NewMethod(new_method::Args),
+    /// Train one job with every number of workers and through failures, and print the hashes of its adapter
+    StrictTable,
+    /// Train with real processes under real faults, and count what was lost
+    Chaos(chaos::Args),
     /// Everything that needs a CUDA device
     Gpu(gpu::Args),
 }
@@ -85,6 +91,8 @@ fn run(command: &Command) -> Result<()> {
         Command::Fix => lint::fix(&paths),
         Command::Gen(args) => generate::run(&paths, args),
         Command::NewMethod(args) => new_method::run(&paths, args),
+        Command::StrictTable => strict_table::run(&paths),
+        Command::Chaos(args) => chaos::run(&paths, args),
         Command::Gpu(args) => gpu::run(&paths, args),
     }
 }

@@ -22,6 +22,7 @@ pub(crate) const TORCH_FREE: &[&str] = &[
     "pleach-coordinator",
     "pleach-cli",
     "pleach-e2e",
+    "pleach-chaos",
 ];
 
 /// Packages that link libtorch.
@@ -34,6 +35,9 @@ pub(crate) const TORCH_FEATURES: &str = "pleach-nn/torch,pleach-methods/torch";
 /// The suite of all documentation examples.
 pub(crate) const DOC: &str = "doc";
 
+/// The suite that, besides its tests, is a run of the fault harness.
+pub(crate) const RUN: &str = "chaos";
+
 /// The suite of a package: its name without the prefix.
 pub(crate) fn suite_of(package: &str) -> &str {
     package.strip_prefix("pleach-").unwrap_or(package)
@@ -42,7 +46,7 @@ pub(crate) fn suite_of(package: &str) -> &str {
 /// All suites in the order in which they run.
 pub(crate) fn all() -> Vec<&'static str> {
     let (last, first): (Vec<&str>, Vec<&str>) =
-        TORCH_FREE.iter().partition(|package| ["pleach-e2e", "pleach-interop"].contains(package));
+        TORCH_FREE.iter().partition(|package| ["pleach-e2e", "pleach-interop", "pleach-chaos"].contains(package));
     first
         .into_iter()
         .chain(TORCH.iter().copied())

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail};
 use cargo_metadata::Message;
 
 use crate::paths::Paths;
-use crate::suites::{self, DOC, TORCH, TORCH_FEATURES, TORCH_FREE, suite_of};
-use crate::{cmd, interop, setup, torch_free, ui};
+use crate::suites::{self, DOC, RUN, TORCH, TORCH_FEATURES, TORCH_FREE, suite_of};
+use crate::{chaos, cmd, interop, setup, torch_free, ui};
 
 /// `test` on the command line.
 #[derive(clap::Args, Debug, Default)]
@@ -47,6 +47,9 @@ pub(crate) fn run(paths: &Paths, args: &Args) -> Result<()> {
         let start = Instant::now();
         let ok = if suite == DOC {
             doc_tests(paths, &env)?
+        } else if suite == RUN {
+            let binaries = binaries.iter().filter(|binary| binary.suite == suite);
+            run_suite(suite, binaries, &env)? & chaos_run(paths)
         } else {
             run_suite(suite, binaries.iter().filter(|binary| binary.suite == suite), &env)?
         };
@@ -57,7 +60,7 @@ pub(crate) fn run(paths: &Paths, args: &Args) -> Result<()> {
 
 /// The programs as they are shipped, each by its own call.
 pub(crate) fn build_programs(paths: &Paths) -> Result<()> {
-    for package in ["pleach-testkit", "pleach-worker", "pleach-cli"] {
+    for package in ["pleach-testkit", "pleach-chaos", "pleach-worker", "pleach-cli"] {
         cmd::run(cmd::cargo(paths).args(["build", "--quiet", "--bins", "-p", package]))?;
     }
     Ok(())
@@ -131,6 +134,15 @@ fn run_suite<'a>(
         ok &= status.success();
     }
     Ok(ok)
+}
+
+/// The short run of the harness; says what went wrong, so that the other suites still have their turn.
+fn chaos_run(paths: &Paths) -> bool {
+    ui::say("suite", format!("{RUN}: a run of two minutes"));
+    let output = paths.target().join("chaos.json");
+    let output = output.display().to_string();
+    let run = chaos::with_programs(paths, &[chaos::SUITE, &["--output", &output]].concat());
+    run.inspect_err(|error| ui::say("failed", format!("{error:#}"))).is_ok()
 }
 
 fn doc_tests(paths: &Paths, env: &[(&'static str, PathBuf)]) -> Result<bool> {

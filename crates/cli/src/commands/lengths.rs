@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use pleach_base::{Result, TaskName};
-use pleach_data::{Content, Dataset, Encoder, Limits, OpenOptions, Order, Plan, Side};
+use pleach_data::{Content, Dataset, Encoder, Limits, OpenOptions, Order, Plan, RowCache, Side};
 use pleach_nn::BackboneConfig;
 use pleach_spec::Job;
 use pleach_spec::job::{DataSpec, DataTask, Determinism};
@@ -33,7 +33,8 @@ fn of_task(job: &Job, name: &str, data: &DataSpec, folder: &Path, model: &dyn Ba
         max_positions: Some(small(info.max_positions)),
     };
     let encoder = Encoder::open(data, folder, Side::Both, limits)?;
-    let options = OpenOptions { max_bad_rows: data.max_bad_rows, ..OpenOptions::default() };
+    let rows = RowCache::of_user();
+    let options = OpenOptions { max_bad_rows: data.max_bad_rows, rows, ..OpenOptions::default() };
     let dataset = Dataset::open_source(&data.source, &encoder, &options)?;
     let lanes = train.lanes.unwrap_or(1);
     let plan = Plan::of(train, dataset.len(), lanes)?;

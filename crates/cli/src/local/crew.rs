@@ -40,6 +40,8 @@ impl Recruit {
         let device = if self.device == "cuda" { format!("cuda:{index}") } else { self.device.clone() };
         command.args(["--coordinator", &self.address, "--name", &name(index), "--device", &device]);
         command.args(["--threads", &self.threads.to_string()]);
+        // Killed outright, this process drains nobody: workers look whether it is still there.
+        command.args(["--crew-of", &std::process::id().to_string()]);
         if std::env::var_os("PLEACH_LOG").is_none() {
             command.env("PLEACH_LOG", if self.verbose { "info" } else { "warn" });
         }

@@ -5,6 +5,7 @@
 // Helpers of tests are tests too, which the lint's own exception does not see.
 #![allow(clippy::unwrap_used)]
 
+mod cache;
 mod damage;
 mod loading;
 mod parquet_files;

@@ -125,7 +125,7 @@ fn a_remote_source_is_fetched_once() {
     let (folder, cache) = (tree(), tempfile::tempdir().unwrap());
     let bucket = bucket(folder.path(), false);
     let fetch: Arc<dyn Fetch> = Arc::<Bucket>::clone(&bucket);
-    let options = OpenOptions { max_bad_rows: 0, fetch: Some(fetch), cache: Some(cache.path().join("x")) };
+    let options = OpenOptions { max_bad_rows: 0, fetch: Some(fetch), cache: Some(cache.path().join("x")), rows: None };
     let names = open("s3://bucket/deep/**/*.jsonl", &options).unwrap();
     assert_eq!(names, ["deep/c.jsonl", "deep/er/d.jsonl"]);
     assert_eq!(open("s3://bucket/deep", &options).unwrap(), ["deep/c.jsonl"]);
@@ -148,7 +148,7 @@ fn a_remote_source_is_fetched_once() {
 fn half_a_download_is_not_kept() {
     let (folder, cache) = (tree(), tempfile::tempdir().unwrap());
     let fetch: Arc<dyn Fetch> = bucket(folder.path(), true);
-    let options = OpenOptions { max_bad_rows: 0, fetch: Some(fetch), cache: Some(cache.path().to_owned()) };
+    let options = OpenOptions { max_bad_rows: 0, fetch: Some(fetch), cache: Some(cache.path().to_owned()), rows: None };
     let error = open("s3://bucket/a.jsonl", &options).unwrap_err();
     assert_eq!(error.code(), code::DATA_SOURCE);
     assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 0);

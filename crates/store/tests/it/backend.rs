@@ -53,6 +53,11 @@ impl Backend {
         Self { store, clock, root, _folder: None, server: Some(server) }
     }
 
+    /// The address for another process, which takes credentials from the environment.
+    pub(crate) fn address(&self) -> String {
+        self.store.url().to_owned()
+    }
+
     pub(crate) fn task(&self) -> TaskStore {
         task_of(&self.store)
     }
@@ -105,5 +110,6 @@ pub(crate) fn snapshot(step: u64, flavour: u8) -> Snapshot {
         ],
         gate: Gate::passed(),
         meta: meta.as_object().unwrap().clone(),
+        ledger: Vec::new(),
     }
 }

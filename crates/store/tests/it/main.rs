@@ -3,14 +3,19 @@
 // Helpers of tests are not `#[test]` functions, which the lint would spare.
 #![allow(clippy::unwrap_used)]
 
+mod actors;
 mod backend;
 mod failing;
 mod fences;
+mod gate;
 mod interleavings;
 mod kills;
+mod ledger;
 mod probes;
+mod races;
 mod reading;
 mod retaining;
 mod sourcing;
+mod torn;
 mod turns;
 mod uploading;

@@ -91,3 +91,21 @@ async fn conditions_can_be_ignored() {
     create(&client, "k", vec![2]).await.unwrap();
     assert_eq!(std::fs::read(server.root().join(server.bucket()).join("k")).unwrap(), [2]);
 }
+
+#[tokio::test]
+async fn trouble_comes_and_goes_while_the_server_runs() {
+    let server = S3Server::start(S3Options::default()).await.unwrap();
+    let client = client(&server, server.secret_key());
+    let faults = server.faults();
+    faults.set(Trouble::Errors { percent: 100, status: 503 });
+    assert!(create(&client, "a", b"x".to_vec()).await.is_err());
+    assert!(client.get(&Path::from("a")).await.is_err());
+    faults.set(Trouble::Cut { after: 10_000 });
+    assert!(create(&client, "big", vec![1; 200_000]).await.is_err());
+    assert!(!server.root().join(server.bucket()).join("big").exists(), "half an upload is seen");
+    assert!(faults.hit() >= 3, "{}", faults.hit());
+    faults.set(Trouble::Slow(Duration::from_millis(20)));
+    create(&client, "slow", b"x".to_vec()).await.unwrap();
+    faults.set(Trouble::None);
+    create(&client, "big", vec![1; 200_000]).await.unwrap();
+}

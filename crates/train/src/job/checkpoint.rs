@@ -177,5 +177,5 @@ pub(super) fn snapshot(saved: Saved, facts: &Facts<'_>) -> Snapshot {
         METRICS: facts.metrics,
     });
     let meta = if let Value::Object(meta) = meta { meta } else { Map::new() };
-    Snapshot { step: Step(facts.step), files: saved.files, gate, meta }
+    Snapshot { step: Step(facts.step), files: saved.files, gate, meta, ledger: Vec::new() }
 }

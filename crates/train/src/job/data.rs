@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pleach_base::{Result, TaskName, code};
 use pleach_comm::Collective;
-use pleach_data::{Batch, Cursor, Dataset, Encoder, Example, Limits, Loader, OpenOptions, Order, Plan, Side};
+use pleach_data::{Batch, Cursor, Dataset, Encoder, Example, Limits, Loader, OpenOptions, Order, Plan, RowCache, Side};
 use pleach_methods::Virtual;
 use pleach_nn::BackboneConfig;
 use pleach_spec::job::{DataSpec, DataTask, EvalSpec, TrainSpec};
@@ -63,7 +63,8 @@ impl Opener<'_> {
     }
 
     fn open(&self, source: &str, spec: &DataSpec, encoder: &Encoder) -> Result<Dataset> {
-        let mut options = OpenOptions { max_bad_rows: spec.max_bad_rows, ..OpenOptions::default() };
+        let rows = RowCache::of_user();
+        let mut options = OpenOptions { max_bad_rows: spec.max_bad_rows, rows, ..OpenOptions::default() };
         if source.contains("://") && !source.starts_with("file://") {
             options.fetch = Some(Arc::new(Remote::of(self.cx)));
             options.cache = Some(remote::cache_folder()?);

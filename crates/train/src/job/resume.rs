@@ -98,6 +98,7 @@ mod tests {
             files: vec![SnapshotFile::new("b", vec![1u8, 2, 3]), SnapshotFile::new("a", Vec::new())],
             gate: Gate::passed(),
             meta: meta.as_object().unwrap().clone(),
+            ledger: Vec::new(),
         }
     }
 

@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use pleach_proto::status::not_leader;
 use pleach_proto::v1::report_request::Report;
 use pleach_proto::v1::session_response::Message as Command;
 use pleach_proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
 use pleach_proto::v1::{
-    RegisterRequest, RegisterResponse, ReportRequest, ReportResponse, SessionRequest, SessionResponse, session_request,
+    HeartbeatAck, RegisterRequest, RegisterResponse, ReportRequest, ReportResponse, SessionRequest, SessionResponse,
+    session_request,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
@@ -25,6 +27,10 @@ pub(crate) struct Said {
     commands: BTreeMap<String, mpsc::UnboundedSender<Result<SessionResponse, Status>>>,
     /// Answers this many reports with "unavailable" first.
     pub(crate) refuse_reports: u32,
+    /// Leaves heartbeats without acknowledgement.
+    pub(crate) mute: bool,
+    /// Refuses everything and names this address, as a coordinator that stands by does.
+    pub(crate) leader: Option<String>,
 }
 
 /// Handle of the test.
@@ -91,7 +97,11 @@ impl WorkerService for Coordinator {
     type SessionStream = UnboundedReceiverStream<Result<SessionResponse, Status>>;
 
     async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
-        self.0.lock().unwrap().registered.push(request.into_inner());
+        let mut said = self.0.lock().unwrap();
+        if let Some(leader) = &said.leader {
+            return Err(not_leader(Some(leader.as_str()).filter(|leader| !leader.is_empty())));
+        }
+        said.registered.push(request.into_inner());
         Ok(Response::new(RegisterResponse { lease_ttl_ms: 600, term: 1, grace_ms: 60_000 }))
     }
 
@@ -108,7 +118,13 @@ impl WorkerService for Coordinator {
         said.lock().unwrap().sessions.push((worker.clone(), first));
         tokio::spawn(async move {
             while let Ok(Some(message)) = messages.message().await {
-                said.lock().unwrap().sessions.push((worker.clone(), message));
+                let mut said = said.lock().unwrap();
+                let beats = heartbeat(&message).is_some() && !said.mute;
+                said.sessions.push((worker.clone(), message));
+                if let Some(commands) = said.commands.get(&worker).filter(|_| beats) {
+                    let ack = Command::Ack(HeartbeatAck { term: 1 });
+                    let _ = commands.send(Ok(SessionResponse { message: Some(ack) }));
+                }
             }
             said.lock().unwrap().commands.remove(&worker);
         });
@@ -117,6 +133,9 @@ impl WorkerService for Coordinator {
 
     async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReportResponse>, Status> {
         let mut said = self.0.lock().unwrap();
+        if let Some(leader) = &said.leader {
+            return Err(not_leader(Some(leader.as_str()).filter(|leader| !leader.is_empty())));
+        }
         if said.refuse_reports > 0 {
             said.refuse_reports -= 1;
             return Err(Status::unavailable("busy"));

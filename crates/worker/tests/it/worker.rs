@@ -245,7 +245,8 @@ async fn a_worker_waits_for_its_coordinator_and_outlives_a_short_silence() {
     let leader = coordinator.worker("w0").await;
     coordinator.send("w0", assignment(&job(folder.path(), ENDLESS), 1, 0, 1, &leader));
     steps_of(&coordinator, 1, 1).await;
-    // This coordinator acknowledges nothing, so after the grace time the worker stops by itself, with a checkpoint.
+    // From now on it acknowledges nothing, so after the grace time the worker stops by itself, with a checkpoint.
+    coordinator.0.lock().unwrap().mute = true;
     coordinator.report("w0", "Drained", |report| matches!(report, Report::Drained(_)).then_some(())).await;
     running.0.request("over");
     ended(running).await;

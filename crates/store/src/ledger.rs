@@ -1,0 +1,124 @@
+//! The ledger: which step was made when, by which generation, from which samples. One row a step of a task.
+//!
+//! Rows travel with the snapshot whose step they lead up to. A writer puts them as Parquet chunks, split by epoch,
+//! before the log entry that names each chunk with its sha256: only what a log entry names counts. A chunk is never
+//! removed.
+
+mod chunk;
+mod parquet;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use pleach_base::{Fence, Result, Step, TaskName, code};
+
+pub use chunk::LedgerChunk;
+pub use parquet::{decode as decode_ledger, encode as encode_ledger};
+
+/// One recorded step of one task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerRow {
+    /// The task.
+    pub task: TaskName,
+    /// Steps done, this one included: counts from 1.
+    pub step: Step,
+    /// Term and generation that made it.
+    #[serde(flatten)]
+    pub fence: Fence,
+    /// The epoch, from 0, that its samples belong to.
+    pub epoch: u64,
+    /// Samples of all lanes.
+    pub samples: u64,
+    /// sha256 of the task's state after the step, hex.
+    pub digest: String,
+    /// sha256 over the 32 bytes of each lane digest, in lane order, hex.
+    pub sample_digest: String,
+    /// sha256 over the sample ids (u64, little-endian, in order) that each lane was fed, hex, by lane.
+    pub lane_digests: Vec<String>,
+    /// Something was not finite: the samples were fed, the update was left out.
+    pub skipped: bool,
+    /// Real tokens of all lanes, where they were counted.
+    #[serde(default)]
+    pub tokens: Option<u64>,
+    /// Ranks that took part.
+    pub world: u32,
+    /// When it was recorded, by the clock of the rank that recorded it.
+    pub unix_ms: i64,
+}
+
+/// The history of one task, from rows that come in the order in which they were written.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    rows: BTreeMap<Step, LedgerRow>,
+    superseded: Vec<LedgerRow>,
+}
+
+impl Ledger {
+    /// Takes one more row. Of two for one step the one of the later fence counts; of one fence both must be equal.
+    ///
+    /// # Errors
+    /// `STORE_CORRUPT` for two rows of one step and fence that differ.
+    pub fn take(&mut self, row: LedgerRow) -> Result<()> {
+        let Some(known) = self.rows.get_mut(&row.step) else {
+            self.rows.insert(row.step, row);
+            return Ok(());
+        };
+        if known.fence == row.fence {
+            return if same(known, &row) { Ok(()) } else { Err(two_stories(known)) };
+        }
+        let (earlier, later) = if known.fence < row.fence { (known.clone(), row) } else { (row, known.clone()) };
+        if !self.superseded.contains(&earlier) {
+            self.superseded.push(earlier);
+        }
+        *known = later;
+        Ok(())
+    }
+
+    /// A durable step says how far the history goes: what lay beyond it led nowhere.
+    pub fn ends_at(&mut self, step: Step) {
+        let beyond = self.rows.split_off(&Step(step.0 + 1));
+        self.superseded.extend(beyond.into_values());
+    }
+
+    /// The row of each step, in order.
+    pub fn rows(&self) -> impl DoubleEndedIterator<Item = &LedgerRow> {
+        self.rows.values()
+    }
+
+    /// Rows that do not count: a later generation made their step again, or went back behind it.
+    #[must_use]
+    pub fn superseded(&self) -> &[LedgerRow] {
+        &self.superseded
+    }
+
+    /// The newest step.
+    #[must_use]
+    pub fn last(&self) -> Option<&LedgerRow> {
+        self.rows.values().next_back()
+    }
+}
+
+/// Whether two rows tell the same of a step. Clocks may differ: a record may be told twice.
+fn same(a: &LedgerRow, b: &LedgerRow) -> bool {
+    *a == LedgerRow { unix_ms: a.unix_ms, tokens: a.tokens, ..b.clone() }
+}
+
+fn two_stories(row: &LedgerRow) -> pleach_base::Error {
+    code::STORE_CORRUPT.error(format!(
+        "ledger of task {}: step {} of fence {} is told twice, differently",
+        row.task, row.step, row.fence
+    ))
+}
+
+/// Rows that a snapshot of `step` may carry: steps in order, none beyond it.
+pub(crate) fn check(rows: &[LedgerRow], step: Step) -> Result<()> {
+    let ordered = rows.windows(2).all(|pair| pair[0].step < pair[1].step);
+    if ordered && rows.last().is_none_or(|last| last.step <= step) {
+        return Ok(());
+    }
+    Err(code::INTERNAL.error(format!("ledger of step {step}: its rows are not in order, or go beyond it")))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+//! Turns what the engine tells into messages.
+
+use std::sync::Arc;
+
+use pleach_proto::v1::Ready;
+use pleach_proto::v1::report_request::Report;
+use pleach_proto::v1::session_request::Message;
+use pleach_train::{DurableRow, EvalRow, Level, Observer, StepRow, TaskStatus};
+
+use crate::convert;
+use crate::gang::Surroundings;
+use crate::reporter::Part;
+use crate::session;
+use crate::watched::Gauge;
+
+/// What a part tells.
+pub(crate) struct Bridge {
+    part: Part,
+    rank: usize,
+    around: Surroundings,
+    gauge: Arc<Gauge>,
+}
+
+impl Bridge {
+    pub(crate) fn new(part: &Part, rank: usize, around: &Surroundings, gauge: &Arc<Gauge>) -> Self {
+        Self { part: part.clone(), rank, around: around.clone(), gauge: Arc::clone(gauge) }
+    }
+
+    /// Rows and lines may be lost when the coordinator is away for long; training never waits for them.
+    fn stream(&self, message: Message) {
+        let request = session::request(&self.around.identity, Some(&self.part), message);
+        let _ = self.around.rows.try_send(request);
+    }
+
+    fn report(&self, report: Report) {
+        self.around.reporter.send(&self.part, report);
+    }
+
+    /// What is the same on all ranks is told once.
+    fn is_speaker(&self) -> bool {
+        self.rank == 0
+    }
+}
+
+impl Observer for Bridge {
+    fn step(&self, row: &StepRow) {
+        self.progress();
+        self.gauge.stepped(row.seconds);
+        if self.is_speaker() {
+            self.stream(Message::Step(convert::step(row, self.part.fence, self.around.clock.as_ref())));
+        }
+    }
+
+    fn eval(&self, row: &EvalRow) {
+        self.progress();
+        if self.is_speaker() {
+            self.report(Report::Eval(convert::eval(row)));
+        }
+    }
+
+    fn durable(&self, row: &DurableRow) {
+        self.report(Report::Durable(convert::durable(row)));
+    }
+
+    fn task(&self, status: &TaskStatus) {
+        if self.is_speaker() {
+            self.report(Report::Task(convert::task(status)));
+        }
+    }
+
+    fn ready(&self) {
+        self.report(Report::Ready(Ready {}));
+    }
+
+    fn log(&self, level: Level, text: &str) {
+        match level {
+            Level::Info => tracing::info!(job = %self.part.job, "{text}"),
+            Level::Warn => tracing::warn!(job = %self.part.job, "{text}"),
+        }
+        if self.is_speaker() || level == Level::Warn {
+            let worker = &self.around.identity.id.name;
+            self.stream(Message::Log(convert::log(level, text, worker, self.around.clock.as_ref())));
+        }
+    }
+
+    fn progress(&self) {
+        self.around.heart.progresses();
+    }
+}
