@@ -4,6 +4,9 @@ use pleach_base::{Result, code};
 use pleach_comm::{Collective, ReduceOp};
 use tch::{Kind, Tensor};
 
+use crate::engine::Word;
+use crate::stop::Wish;
+
 /// Most sample ids that a rank names when something is not finite.
 const NAMED_IDS: usize = 16;
 
@@ -72,40 +75,103 @@ pub(crate) fn gather_ids(group: &dyn Collective, ids: &[u64]) -> Result<Vec<u64>
     Ok(found)
 }
 
-/// What each rank says at the end of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Commit {
+/// What a rank says at the end of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Said {
     /// Steps done.
     pub(crate) step: u64,
     /// sha256 of the trainable parameters.
     pub(crate) digest: [u8; 32],
-    /// Asks all ranks to stop here.
-    pub(crate) drain: bool,
+    pub(crate) word: Word,
+    /// The lanes that it was fed, with the digest of their sample ids.
+    pub(crate) fed: Vec<(u32, [u8; 32])>,
 }
 
-/// Compares step and digest of all ranks; true when any of them asks to stop.
+/// What all ranks then know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Agreed {
+    /// The strongest of all.
+    pub(crate) wish: Wish,
+    /// Of rank 0.
+    pub(crate) recorded: u64,
+    pub(crate) durable: u64,
+    /// By lane.
+    pub(crate) lane_digests: Vec<[u8; 32]>,
+}
+
+/// Words of a row before those of the lanes.
+const HEAD: usize = 8;
+/// Words of a digest, and of a lane: a digest, and before it whether the lane was fed.
+const DIGEST: usize = 4;
+const LANE: usize = DIGEST + 1;
+
+/// Compares step and digest of all ranks and puts together what they were fed, in one exchange.
 ///
 /// # Errors
-/// `DIGEST_MISMATCH` on every rank, with the ranks that differ from rank 0; those of [`Collective`].
-pub(crate) fn commit(group: &dyn Collective, task: &str, mine: Commit) -> Result<bool> {
-    let words = |bytes: &[u8]| i64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
-    let mut row = vec![mine.step as i64, i64::from(mine.drain)];
-    row.extend(mine.digest.chunks(8).map(words));
-    let mut drain = false;
-    let mut rows = Vec::with_capacity(group.world());
-    for other in group.all_gather(&Tensor::from_slice(&row).to_device(group.device()))? {
-        let other = read_i64(&other)?;
-        drain |= other[1] != 0;
-        rows.push((other[0], other[2..].to_vec()));
+/// `DIGEST_MISMATCH` on every rank, with the ranks that differ from rank 0; `LANE_MISMATCH` on every rank when a lane was
+/// fed by no rank or by several; those of [`Collective`].
+pub(crate) fn commit(group: &dyn Collective, task: &str, lanes: usize, said: &Said) -> Result<Agreed> {
+    let row = Tensor::from_slice(&row_of(lanes, said)).to_device(group.device());
+    let rows = group.all_gather(&row)?.iter().map(read_i64).collect::<Result<Vec<_>>>()?;
+    let same = |row: &[i64]| (row[0], row[4..HEAD].to_vec());
+    let differ: Vec<_> = (1..rows.len()).filter(|rank| same(&rows[*rank]) != same(&rows[0])).collect();
+    if !differ.is_empty() {
+        let steps: Vec<_> = rows.iter().map(|row| row[0]).collect();
+        return Err(code::DIGEST_MISMATCH
+            .error(format!(
+                "task {task}: ranks {differ:?} hold other parameters than rank 0 (steps by rank: {steps:?})"
+            ))
+            .hint("every rank must run the same build on the same kind of machine; the job goes on from its newest checkpoint"));
     }
-    let differ: Vec<_> = (1..rows.len()).filter(|rank| rows[*rank] != rows[0]).collect();
-    if differ.is_empty() {
-        return Ok(drain);
+    Ok(Agreed {
+        wish: rows.iter().map(|row| wish_of(row[1])).max().unwrap_or_default(),
+        recorded: rows[0][2] as u64,
+        durable: rows[0][3] as u64,
+        lane_digests: lane_digests(task, lanes, &rows)?,
+    })
+}
+
+fn row_of(lanes: usize, said: &Said) -> Vec<i64> {
+    let words = |digest: &[u8; 32]| {
+        digest.chunks(8).map(|bytes| i64::from_le_bytes(std::array::from_fn(|i| bytes[i]))).collect::<Vec<_>>()
+    };
+    let Word { wish, recorded, durable } = said.word;
+    let mut row = vec![said.step as i64, wish as i64, recorded as i64, durable as i64];
+    row.extend(words(&said.digest));
+    row.resize(HEAD + lanes * LANE, 0);
+    for (lane, digest) in &said.fed {
+        if let Some(place) = row[HEAD..].chunks_mut(LANE).nth(*lane as usize) {
+            // Twice by one rank is as wrong as by two.
+            place[0] += 1;
+            place[1..].copy_from_slice(&words(digest));
+        }
     }
-    let steps: Vec<_> = rows.iter().map(|(step, _)| *step).collect();
-    Err(code::DIGEST_MISMATCH
-        .error(format!("task {task}: ranks {differ:?} hold other parameters than rank 0 (steps by rank: {steps:?})"))
-        .hint("every rank must run the same build on the same kind of machine; the job goes on from its newest checkpoint"))
+    row
+}
+
+fn wish_of(word: i64) -> Wish {
+    [Wish::GoOn, Wish::Yield, Wish::Drain].into_iter().find(|wish| *wish as i64 == word).unwrap_or(Wish::Drain)
+}
+
+fn lane_digests(task: &str, lanes: usize, rows: &[Vec<i64>]) -> Result<Vec<[u8; 32]>> {
+    (0..lanes)
+        .map(|lane| {
+            let at = HEAD + lane * LANE;
+            let fed: Vec<_> = rows.iter().map(|row| row[at]).collect();
+            let feeders: Vec<_> = (0..rows.len()).filter(|rank| fed[*rank] != 0).collect();
+            match feeders[..] {
+                [rank] if fed[rank] == 1 => {
+                    let mut digest = [0; 32];
+                    let words = &rows[rank][at + 1..at + LANE];
+                    digest.chunks_mut(8).zip(words).for_each(|(into, word)| into.copy_from_slice(&word.to_le_bytes()));
+                    Ok(digest)
+                }
+                _ => Err(code::LANE_MISMATCH
+                    .error(format!("task {task}: lane {lane} was fed by ranks {feeders:?}, {fed:?} times, instead of once"))
+                    .hint("this is a defect of Pleach: the step does not count, please report it")),
+            }
+        })
+        .collect()
 }
 
 fn read_i64(tensor: &Tensor) -> Result<Vec<i64>> {

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use pleach_base::{Step, TaskName, human};
 
+use crate::phase::Phase;
+use crate::record::CommitRow;
+
 /// One optimiser step of one task, the same on every rank except for `rss_bytes` and times.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepRow {
@@ -26,6 +29,8 @@ pub struct StepRow {
     pub tokens: u64,
     /// Wall time of the step on this rank.
     pub seconds: f64,
+    /// What of it this rank computed: waiting for other ranks is not counted.
+    pub compute_seconds: f64,
     /// sha256 of the trainable parameters after the step, hex.
     pub digest: String,
     /// The update was skipped because something was not finite.
@@ -131,6 +136,11 @@ pub enum Level {
 pub trait Observer: Send + Sync {
     /// A step was committed or skipped.
     fn step(&self, _row: &StepRow) {}
+    /// The ranks agreed on a step: it is to be recorded (rank 0 only). Also told of steps that an earlier generation made
+    /// and nobody recorded.
+    fn commit(&self, _row: &CommitRow) {}
+    /// A phase of a step begins. [`Phase::DuringUpload`] is told on the uploader's task.
+    fn phase(&self, _phase: Phase) {}
     /// An evaluation ended.
     fn eval(&self, _row: &EvalRow) {}
     /// A checkpoint is in the store.
@@ -167,6 +177,7 @@ mod tests {
             learning_rate: 1e-3,
             tokens: 617,
             seconds: 0.5,
+            compute_seconds: 0.25,
             digest: String::new(),
             skipped: false,
             world: 2,

@@ -1,4 +1,4 @@
-//! How a running job is asked to stop: at the next step boundary (drain), or at once (abort).
+//! How a running job is asked to stop: at the next step boundary (yield, drain), or at once (abort).
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -8,8 +8,21 @@ use pleach_base::{Result, code};
 use pleach_comm::Abort;
 
 /// 0 is running; a stronger request is a larger number.
-const DRAINING: u8 = 1;
-const ABORTED: u8 = 2;
+const YIELDING: u8 = 1;
+const DRAINING: u8 = 2;
+const ABORTED: u8 = 3;
+
+/// What a rank wants at the end of a step. The strongest wish of any rank is done by all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wish {
+    /// The next step.
+    #[default]
+    GoOn,
+    /// An end with all state kept in memory and nothing written: another gang goes on at once.
+    Yield,
+    /// An end with a checkpoint.
+    Drain,
+}
 
 /// A request to stop that any thread can make and the training thread sees. Cheap to clone.
 #[derive(Clone, Default)]
@@ -35,6 +48,12 @@ impl fmt::Debug for StopSignal {
 }
 
 impl StopSignal {
+    /// Asks for an end at the next step boundary that keeps the state in memory and writes nothing: another gang takes
+    /// over at once. The ranks agree on the step.
+    pub fn yield_now(&self, reason: impl Into<String>) {
+        self.raise(YIELDING, reason.into());
+    }
+
     /// Asks for an end at the next step boundary, with a checkpoint. The ranks agree on the step: one that asks is
     /// enough, and none stops alone.
     pub fn drain(&self, reason: impl Into<String>) {
@@ -55,6 +74,22 @@ impl StopSignal {
         if self.is_aborted() {
             abort.abort();
         }
+    }
+
+    /// What to ask the other ranks for at the end of a step.
+    #[must_use]
+    pub fn wish(&self) -> Wish {
+        match self.0.state.load(Ordering::SeqCst) {
+            0 => Wish::GoOn,
+            YIELDING => Wish::Yield,
+            _ => Wish::Drain,
+        }
+    }
+
+    /// Whether a yield was asked for, and nothing stronger.
+    #[must_use]
+    pub fn is_yielding(&self) -> bool {
+        self.wish() == Wish::Yield
     }
 
     /// Whether a drain was asked for.
@@ -115,10 +150,15 @@ mod tests {
     }
 
     #[test]
-    fn an_abort_overrules_a_drain_and_reaches_the_group_whenever_it_is_attached() {
+    fn an_abort_overrules_a_drain_that_overrules_a_yield_and_reaches_the_group_whenever_it_is_attached() {
         let (signal, before, after) = (StopSignal::default(), Arc::new(Handle::default()), Arc::new(Handle::default()));
         signal.attach(Arc::<Handle>::clone(&before));
+        assert_eq!(signal.wish(), Wish::GoOn);
+        signal.yield_now("somebody joins");
+        assert!(signal.is_yielding() && !signal.is_draining());
         signal.drain("SIGTERM");
+        signal.yield_now("somebody else joins");
+        assert_eq!((signal.wish(), signal.reason().as_deref()), (Wish::Drain, Some("SIGTERM")));
         assert!(signal.is_draining() && !signal.is_aborted() && signal.check().is_ok());
         assert!(!before.is_aborted());
         signal.abort("fenced");

@@ -297,14 +297,14 @@ impl Worker {
         let reporter = &self.around.reporter;
         match outcome {
             Ok(Outcome::Finished) => reporter.send(part, Report::Finished(Finished {})),
-            Ok(Outcome::Drained) => reporter.send(part, Report::Drained(Drained {})),
+            Ok(Outcome::Drained | Outcome::Yielded) => reporter.send(part, Report::Drained(Drained {})),
             Err(ref error) if aborted || error.kind() == Kind::Fenced => {
                 tracing::info!(job = %part.job, reason = %error.chain(), "left generation {}", part.fence);
             }
             Err(ref error) => self.report_failure(part, error, suspects),
         }
         self.served |= match &outcome {
-            Ok(Outcome::Finished | Outcome::Drained) => true,
+            Ok(Outcome::Finished | Outcome::Drained | Outcome::Yielded) => true,
             Err(error) => !aborted && verdict::is_permanent(error),
         };
     }

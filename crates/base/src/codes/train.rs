@@ -11,4 +11,6 @@ codes! {
     RESTARTS_SPENT = "PL0804", Exhausted;
     /// A recorded parity case is not of the expected layout.
     PARITY_CASE = "PL0805", Corrupt;
+    /// A lane of a step was fed by no rank, or more than once.
+    LANE_MISMATCH = "PL0806", Corrupt;
 }

@@ -11,6 +11,7 @@ mod objective;
 mod pass;
 mod reload;
 mod save;
+mod state;
 mod step;
 mod task;
 mod update;
@@ -32,12 +33,15 @@ pub(crate) use objective::wrong_head;
 pub use pass::{Mode, PassInput, forward};
 pub(crate) use save::own_parameters;
 pub use task::TaskSetup;
-pub use update::StepResult;
+pub use update::{StepResult, Word};
+pub(crate) use state::TaskState;
+pub(crate) use task::Task;
 
 use crate::eval::{EvalSet, Metric};
 use crate::observer::{EvalRow, Observer};
+use crate::phase::Phase;
+use crate::stop::Wish;
 use step::Machine;
-use task::Task;
 
 /// Trains several adapters on one frozen model, as one rank of a gang.
 pub struct Engine<'a> {
@@ -87,10 +91,20 @@ impl<'a> Engine<'a> {
         if self.tasks.contains_key(&name) {
             return Err(code::INTERNAL.error(format!("task {name} is there already")));
         }
-        let task = Task::new(setup);
+        let task = Task::new(setup)?;
         self.agree_on(&task)?;
         self.tasks.insert(name, task);
         Ok(())
+    }
+
+    /// Adds a task that was made before, as it is, without a word to the other ranks.
+    pub(crate) fn adopt(&mut self, task: Task) {
+        self.tasks.insert(task.setup.name.clone(), task);
+    }
+
+    /// Gives all tasks away, as they are, in their order.
+    pub(crate) fn release(self) -> Vec<Task> {
+        self.tasks.into_values().collect()
     }
 
     /// Removes a task and its state.
@@ -167,10 +181,31 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// `NON_FINITE` on every rank, with the step and the sample ids, when the task is to stop then; `DIGEST_MISMATCH`;
+    /// `LANE_MISMATCH` when a lane was not fed once;
     /// `INTERNAL` without a preceding [`Engine::forward_backward`]; those of [`Collective`].
     pub fn optim_step(&mut self, name: &TaskName, drain: bool) -> Result<StepResult> {
+        let wish = if drain { Wish::Drain } else { Wish::GoOn };
+        self.optim_step_saying(name, Word { wish, ..Word::default() })
+    }
+
+    /// [`Engine::optim_step`] with more to say: the result says what comes of what all ranks said.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn optim_step_saying(&mut self, name: &TaskName, word: Word) -> Result<StepResult> {
         let group = self.group;
-        update::optim_step(group, self.task_mut(name)?, drain)
+        self.observer.phase(Phase::BeforeCommit);
+        update::optim_step(group, self.task_mut(name)?, word)
+    }
+
+    /// A copy of the task's trainable state; into the memory of `spare` when there is one.
+    pub(crate) fn capture(&self, name: &TaskName, spare: Option<TaskState>) -> Result<TaskState> {
+        Ok(self.task(name)?.capture(spare))
+    }
+
+    /// Goes on from a state, whatever the task held before. Not a collective call.
+    pub(crate) fn restore(&mut self, name: &TaskName, state: &TaskState) -> Result<()> {
+        state::restore(self.task_mut(name)?, state)
     }
 
     /// The task's state as files.
@@ -220,12 +255,14 @@ impl<'a> Engine<'a> {
     }
 
     fn machine(&self) -> Machine<'_> {
-        Machine { model: self.model, group: self.group, observer: self.observer.as_ref() }
+        let waited = Default::default();
+        Machine { model: self.model, group: self.group, observer: self.observer.as_ref(), clock: &self.clock, waited }
     }
 
     fn agree_on(&self, task: &Task) -> Result<()> {
-        let mine = crate::agree::Commit { step: task.step, digest: task.digest()?, drain: false };
-        crate::agree::commit(self.group, task.setup.name.as_str(), mine).map(drop)
+        let (digest, word) = (task.state_digest, Word::default());
+        let mine = crate::agree::Said { step: task.step, digest, word, fed: Vec::new() };
+        crate::agree::commit(self.group, task.setup.name.as_str(), 0, &mine).map(drop)
     }
 
     fn task(&self, name: &TaskName) -> Result<&Task> {

@@ -104,7 +104,11 @@ pub(super) fn load(task: &mut Task, files: &BTreeMap<String, Bytes>) -> Result<(
             tch::no_grad(|| own.shallow_clone().copy_(&value));
         }
     }
-    params.unflatten(&flat.to_device(device))
+    params.unflatten(&flat.to_device(device))?;
+    params.zero_grads();
+    task.state_digest = task.digest()?;
+    task.whole = true;
+    Ok(())
 }
 
 /// The parameters that the adapter's file does not hold as they are, by name, from a trainer's state.

@@ -4,11 +4,15 @@
 //! added by a plain all-reduce. In strict mode each lane is a unit of its own: what a lane gives depends on nothing but
 //! its rows, and lanes are added in lane order, so the bits do not know how many ranks there are.
 
-use pleach_base::Result;
+use std::cell::Cell;
+use std::time::Duration;
+
+use pleach_base::{Result, SharedClock};
 use pleach_comm::{Collective, ReduceOp, strict_sum};
 use pleach_data::Batch;
 use pleach_nn::{Backbone, Output};
 use pleach_spec::job::Determinism;
+use sha2::{Digest as _, Sha256};
 use tch::{Kind, Tensor};
 
 use super::batch::{MicroBatch, StepBatch};
@@ -18,6 +22,7 @@ use super::pass::{Mode, PassInput, forward};
 use super::task::{Pending, Task};
 use crate::loss::{self, Counts, contrastive};
 use crate::observer::Observer;
+use crate::phase::Phase;
 use crate::{agree, clip, lanes};
 
 /// What the step runs on.
@@ -25,6 +30,24 @@ pub(super) struct Machine<'a> {
     pub(super) model: &'a dyn Backbone,
     pub(super) group: &'a dyn Collective,
     pub(super) observer: &'a dyn Observer,
+    pub(super) clock: &'a SharedClock,
+    /// How long it waited for other ranks.
+    pub(super) waited: Cell<Duration>,
+}
+
+impl Machine<'_> {
+    /// Time of this rank's own work: waiting is not counted.
+    fn worked(&self) -> Duration {
+        self.clock.elapsed().saturating_sub(self.waited.get())
+    }
+
+    /// An exchange in the midst of the work.
+    fn exchange<T>(&self, with_others: impl FnOnce() -> T) -> T {
+        let begun = self.clock.elapsed();
+        let result = with_others();
+        self.waited.set(self.waited.get() + self.clock.elapsed().saturating_sub(begun));
+        result
+    }
 }
 
 /// Rows whose gradients are added up before they are exchanged.
@@ -45,7 +68,16 @@ struct Computed {
 /// Computes and reduces the gradient of one step.
 pub(super) fn forward_backward(machine: &Machine<'_>, task: &Task, batch: &StepBatch) -> Result<Pending> {
     let units = units(machine, task, batch)?;
-    compute(machine, task, &units, &batch.lane_rows)
+    let fed = batch.lanes.iter().map(|(lane, rows)| (*lane, lane_digest(&rows.sample_ids))).collect();
+    let pending = compute(machine, task, &units, &batch.lane_rows)?;
+    Ok(Pending { lanes: batch.lane_rows.len(), fed, ..pending })
+}
+
+/// sha256 of sample ids, each as a little-endian u64, in order.
+pub(super) fn lane_digest(ids: &[u64]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+    hash.finalize().into()
 }
 
 /// The same for rows that are laid out already, as many on every rank, each rank's the lane of its number.
@@ -61,18 +93,23 @@ fn compute(machine: &Machine<'_>, task: &Task, units: &[Unit], lane_rows: &[usiz
     let totals = agree::sums(machine.group, &local)?;
     let denominators = task.setup.objective.counts(totals[0]);
     let mut broken_samples = Vec::new();
+    let begun = machine.worked();
     let computed = match task.setup.objective {
         Objective::Contrastive { temperature } => {
             across_rows(machine, task, lane_rows, units, temperature, &mut broken_samples)?
         }
         objective => row_by_row(machine, task, objective, units, &denominators, &mut broken_samples)?,
     };
+    let compute_seconds = machine.worked().saturating_sub(begun).as_secs_f64();
+    machine.observer.phase(Phase::AfterBackward);
+    machine.observer.phase(Phase::DuringReduce);
     let (mut grads, sum) = reduce(machine.group, task, lane_rows.len(), &computed)?;
     let own_term = regularise(task, &mut grads);
     let broken = !broken_samples.is_empty() || !clip::is_finite(&grads);
     let broken = agree::maxima(machine.group, &[f64::from(u8::from(broken))])?[0] > 0.0;
     let loss = loss::value(&[(task.setup.objective.term(), sum, 1.0)], &denominators) + own_term;
-    Ok(Pending { grads, loss, tokens: totals[1] as u64, broken, broken_samples })
+    let (tokens, lanes, fed) = (totals[1] as u64, 0, Vec::new());
+    Ok(Pending { grads, loss, tokens, broken, broken_samples, lanes, fed, compute_seconds })
 }
 
 fn units(machine: &Machine<'_>, task: &Task, batch: &StepBatch) -> Result<Vec<Unit>> {
@@ -177,7 +214,7 @@ fn across_rows(
         let pairs: Result<_> = if keep { embed_all() } else { tch::no_grad(embed_all) };
         embedded.push(pairs?);
     }
-    let (queries, passages) = gather(machine, lane_rows, &embedded)?;
+    let (queries, passages) = machine.exchange(|| gather(machine, lane_rows, &embedded))?;
     let (d_queries, d_passages, sum) = contrastive::cotangents(&queries, &passages, temperature);
     let mut at = own_start(machine.group, lane_rows);
     let mut computed = Vec::with_capacity(units.len());

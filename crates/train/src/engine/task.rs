@@ -10,6 +10,7 @@ use tch::Tensor;
 
 use super::batch::Ground;
 use super::objective::Objective;
+use super::state::TaskState;
 use crate::flat::FlatLayout;
 use crate::gate::Gatekeeper;
 use crate::optim::{self, Optimizer, Span};
@@ -57,9 +58,15 @@ pub(super) struct Pending {
     pub(super) broken: bool,
     /// Sample ids of this rank's micro-batches that were not finite.
     pub(super) broken_samples: Vec<u64>,
+    /// Lanes of the step, and which of them this rank was fed, with the digest of their ids.
+    pub(super) lanes: usize,
+    pub(super) fed: Vec<(u32, [u8; 32])>,
+    /// Seconds of this rank's own work.
+    pub(super) compute_seconds: f64,
 }
 
-pub(super) struct Task {
+/// One task: on its own between generations, in an engine during one.
+pub(crate) struct Task {
     pub(super) setup: TaskSetup,
     pub(super) layout: FlatLayout,
     pub(super) optimizer: Box<dyn Optimizer>,
@@ -70,10 +77,16 @@ pub(super) struct Task {
     pub(super) step: u64,
     pub(super) skipped: u64,
     pub(super) pending: Option<Pending>,
+    /// [`Task::digest`] of what it holds now.
+    pub(super) state_digest: [u8; 32],
+    /// False while an update is half applied: should that fail, what it holds is no state.
+    pub(super) whole: bool,
 }
 
 impl Task {
-    pub(super) fn new(setup: TaskSetup) -> Self {
+    /// # Errors
+    /// `INTERNAL` when the parameters have no digest.
+    pub(crate) fn new(setup: TaskSetup) -> Result<Self> {
         let params = setup.adapter.params();
         let layout = FlatLayout::new(params.iter().map(|(name, leaf)| (name.to_owned(), leaf.size())).collect());
         let flat = params.flatten();
@@ -81,7 +94,16 @@ impl Task {
         let gate = Gatekeeper::new(&layout, &flat);
         let (plan, config) = (setup.adapter.plan(), setup.adapter.config());
         let spans = Span::of(plan.trained().map(|tensor| (tensor.numel() as i64, config.lr_scale(tensor))));
-        Self { setup, layout, optimizer, spans, gate, step: 0, skipped: 0, pending: None }
+        let (step, skipped, pending) = (0, 0, None);
+        let mut task =
+            Self { setup, layout, optimizer, spans, gate, step, skipped, pending, state_digest: [0; 32], whole: true };
+        task.state_digest = task.digest()?;
+        Ok(task)
+    }
+
+    /// Where its tensors lie.
+    pub(super) fn device(&self) -> tch::Device {
+        self.setup.adapter.params().iter().next().map_or(tch::Device::Cpu, |(_, leaf)| leaf.device())
     }
 
     /// What its rows are laid out for.
@@ -106,6 +128,11 @@ impl Task {
             }
             tch::no_grad(|| leaf.grad().copy_(&grad));
         }
+    }
+
+    /// A copy of what it holds; into the memory of `spare` when there is one.
+    pub(crate) fn capture(&self, spare: Option<TaskState>) -> TaskState {
+        super::state::capture(self, spare)
     }
 
     /// The rate of the next update.

@@ -6,6 +6,7 @@ use pleach_methods::StepInfo;
 use pleach_spec::job::NonFinite;
 
 use super::task::{Pending, Task};
+use crate::stop::Wish;
 use crate::{agree, clip};
 
 /// What a step did; the same on every rank.
@@ -25,17 +26,37 @@ pub struct StepResult {
     pub digest: String,
     /// Something was not finite, and nothing was changed.
     pub skipped: bool,
-    /// Some rank asks to stop here.
-    pub drain: bool,
+    /// What the ranks do after this step.
+    pub wish: Wish,
+    /// sha256 of the ids (u64, little-endian) that each lane was fed, by lane. Without any for rows that came in no lanes.
+    pub lane_digests: Vec<[u8; 32]>,
+    /// Rank 0's word on how far the task's steps are recorded, and durable.
+    pub recorded: u64,
+    /// See `recorded`.
+    pub durable: u64,
+    /// Seconds that this rank computed.
+    pub compute_seconds: f64,
 }
 
-pub(super) fn optim_step(group: &dyn Collective, task: &mut Task, drain: bool) -> Result<StepResult> {
+/// What a rank says at the end of a step, beside what came out of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Word {
+    /// What it wants.
+    pub wish: Wish,
+    /// The newest step that it knows to be recorded; rank 0's counts.
+    pub recorded: u64,
+    /// The newest step that it knows to be durable; rank 0's counts.
+    pub durable: u64,
+}
+
+pub(super) fn optim_step(group: &dyn Collective, task: &mut Task, word: Word) -> Result<StepResult> {
     let name = task.setup.name.clone();
     let Some(mut pending) = task.pending.take() else {
         return Err(code::INTERNAL.error(format!("task {name}: there is no gradient to apply")));
     };
     let learning_rate = task.learning_rate();
     let skipped = pending.broken;
+    task.whole = false;
     let grad_norm = if skipped {
         // All ranks come here together: `broken` is what they agreed on.
         let samples = agree::gather_ids(group, &pending.broken_samples)?;
@@ -48,17 +69,23 @@ pub(super) fn optim_step(group: &dyn Collective, task: &mut Task, drain: bool) -
         apply(task, &mut pending, learning_rate)?
     };
     task.step += 1;
-    let digest = task.digest()?;
-    let drain = agree::commit(group, name.as_str(), agree::Commit { step: task.step, digest, drain })?;
+    task.state_digest = task.digest()?;
+    task.whole = true;
+    let said = agree::Said { step: task.step, digest: task.state_digest, word, fed: pending.fed };
+    let agreed = agree::commit(group, name.as_str(), pending.lanes, &said)?;
     Ok(StepResult {
         step: task.step,
         loss: pending.loss,
         grad_norm,
         learning_rate,
         tokens: pending.tokens,
-        digest: hex::encode(digest),
+        digest: hex::encode(task.state_digest),
         skipped,
-        drain,
+        wish: agreed.wish,
+        lane_digests: agreed.lane_digests,
+        recorded: agreed.recorded,
+        durable: agreed.durable,
+        compute_seconds: pending.compute_seconds,
     })
 }
 

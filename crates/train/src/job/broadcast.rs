@@ -1,8 +1,7 @@
-//! Bytes from rank 0 to all, and checks that all ranks hold the same.
+//! Bytes from rank 0 to all.
 
-use pleach_base::{Error, Result, code};
+use pleach_base::{Result, code};
 use pleach_comm::Collective;
-use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 /// The bytes of rank 0 on every rank. Other ranks pass anything. A collective call.
@@ -26,19 +25,4 @@ pub(super) fn bytes(group: &dyn Collective, mine: Vec<u8>) -> Result<Vec<u8>> {
     group.broadcast(&mut tensor, 0)?;
     Vec::<u8>::try_from(tensor.to_device(Device::Cpu))
         .map_err(|error| code::INTERNAL.error("cannot read broadcast bytes").caused_by(error))
-}
-
-/// Refuses to go on unless `text` is the same on every rank; `refuse` makes the error from the ranks that differ from
-/// rank 0. A collective call.
-///
-/// # Errors
-/// What `refuse` makes, on every rank; those of [`Collective`].
-pub(super) fn same(group: &dyn Collective, text: &str, refuse: impl Fn(&[usize]) -> Error) -> Result<()> {
-    if group.world() == 1 {
-        return Ok(());
-    }
-    let digest: [u8; 32] = Sha256::digest(text).into();
-    let all = group.all_gather(&Tensor::from_slice(&digest).to_device(group.device()))?;
-    let differ: Vec<_> = (1..all.len()).filter(|rank| !all[*rank].equal(&all[0])).collect();
-    if differ.is_empty() { Ok(()) } else { Err(refuse(&differ)) }
 }

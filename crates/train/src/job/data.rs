@@ -1,20 +1,21 @@
-//! A task's data: opened, checked to be the same on every rank, and fed lane by lane from any step on.
+//! A task's data: opened, and fed lane by lane from any step on.
 
+use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
 
 use pleach_base::{Result, TaskName, code};
-use pleach_comm::Collective;
 use pleach_data::{Batch, Cursor, Dataset, Encoder, Example, Limits, Loader, OpenOptions, Order, Plan, RowCache, Side};
 use pleach_methods::Virtual;
 use pleach_nn::BackboneConfig;
 use pleach_spec::job::{DataSpec, DataTask, EvalSpec, TrainSpec};
 
-use super::model::Encoders;
+use super::keepalive;
+use super::model::{Encoders, Model};
+use super::ready::Preparation;
 use super::remote::{self, Remote};
-use super::{JobContext, keepalive};
 use crate::engine::StepBatch;
 use crate::eval::EvalSet;
-use crate::lanes;
 
 /// Lane batches that are ready before they are asked for.
 const AHEAD: usize = 4;
@@ -32,20 +33,38 @@ pub(super) struct TaskData {
 #[derive(Debug)]
 struct Feed {
     loader: Loader,
+    lanes: Range<u32>,
     /// The step that comes next.
     step: u64,
 }
 
-/// What opening data needs from around it.
-pub(super) struct Opener<'a> {
-    pub(super) cx: &'a JobContext<'a>,
-    pub(super) model: &'a dyn BackboneConfig,
-    pub(super) folder: &'a std::path::Path,
-    /// What the adapter puts in front of every sequence.
-    pub(super) front: Virtual,
+/// A source that was read, and the sha256 of what was found there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SourceDigest {
+    pub(super) source: String,
+    pub(super) digest: String,
 }
 
-impl Opener<'_> {
+/// What opening data needs from around it.
+pub(super) struct Opener<'a> {
+    cx: &'a Preparation,
+    model: &'a dyn BackboneConfig,
+    folder: &'a std::path::Path,
+    /// What the adapter puts in front of every sequence.
+    front: Virtual,
+    sources: RefCell<Vec<SourceDigest>>,
+}
+
+impl<'a> Opener<'a> {
+    pub(super) fn new(cx: &'a Preparation, model: &'a Model, front: Virtual) -> Self {
+        Self { cx, model: model.config(), folder: &model.folder, front, sources: RefCell::default() }
+    }
+
+    /// All sources that were opened, in order: to be compared with those of other ranks.
+    pub(super) fn into_sources(self) -> Vec<SourceDigest> {
+        self.sources.into_inner()
+    }
+
     fn limits(&self, task: DataTask) -> Limits {
         let (info, front) = (self.model.info(), self.front);
         let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -70,11 +89,8 @@ impl Opener<'_> {
             options.cache = Some(remote::cache_folder()?);
         }
         let dataset = keepalive::during(self.cx.observer.as_ref(), || Dataset::open_source(source, encoder, &options))?;
-        super::broadcast::same(self.cx.group, dataset.digest(), |ranks| {
-            code::DATA_SOURCE
-                .error(format!("{source}: ranks {ranks:?} see other rows than rank 0"))
-                .hint("every worker must read the same files: use shared storage, or equal copies under the same path")
-        })?;
+        let digest = dataset.digest().to_owned();
+        self.sources.borrow_mut().push(SourceDigest { source: source.to_owned(), digest });
         Ok(dataset)
     }
 
@@ -139,15 +155,14 @@ impl TaskData {
         epoch as f64 + positions.end as f64 / self.plan().rows() as f64
     }
 
-    /// This rank's part of step `step` (from 0).
-    pub(super) fn batch(&mut self, step: u64, group: &dyn Collective) -> Result<StepBatch> {
-        let lanes = lanes::of_rank(self.plan().lanes(), group.rank(), group.world());
+    /// The part of step `step` (from 0) that lies in `lanes`.
+    pub(super) fn batch(&mut self, step: u64, lanes: Range<u32>) -> Result<StepBatch> {
         let mut feed = match self.feed.take() {
-            Some(feed) if feed.step == step => feed,
+            Some(feed) if feed.step == step && feed.lanes == lanes => feed,
             _ => {
                 let work = Cursor { step }.work(self.order, lanes.clone());
                 let loader = Loader::start(Arc::clone(&self.dataset), Arc::clone(&self.encoder), work, AHEAD)?;
-                Feed { loader, step }
+                Feed { loader, lanes: lanes.clone(), step }
             }
         };
         let mut own: Vec<(u32, Batch)> = Vec::with_capacity(lanes.len());
@@ -155,6 +170,10 @@ impl TaskData {
             let next = feed.loader.next().unwrap_or_else(|| {
                 Err(code::INTERNAL.error(format!("the reader ended before lane {lane} of step {}", step + 1)))
             })?;
+            if (next.at.step, next.at.lane) != (step, lane) {
+                let (found, of) = (next.at.lane, next.at.step + 1);
+                return Err(code::INTERNAL.error(format!("lane {lane} of step {}: found {found} of {of}", step + 1)));
+            }
             own.push((lane, next.batch));
         }
         feed.step += 1;

@@ -7,9 +7,12 @@
 mod broadcast;
 mod checkpoint;
 mod data;
+mod feed;
 mod init;
 mod keepalive;
+mod meet;
 mod model;
+mod ready;
 mod remote;
 mod resume;
 mod round;
@@ -24,8 +27,11 @@ use pleach_spec::Job;
 use tokio::runtime::Handle;
 
 pub use model::Warm;
+pub use ready::Preparation;
 
+use crate::feed::FeedSink;
 use crate::observer::Observer;
+use crate::record::{Heads, Recorded};
 use crate::stop::StopSignal;
 
 /// What one rank needs for a job.
@@ -40,6 +46,12 @@ pub struct JobContext<'a> {
     pub fence: Fence,
     /// The gang. Its device is where the model goes.
     pub group: &'a dyn Collective,
+    /// What is recorded of the job's tasks.
+    pub heads: Heads,
+    /// How far the steps of this generation are recorded.
+    pub recorded: Recorded,
+    /// Where it is written down what each step is fed, before it is.
+    pub feed: Option<Arc<dyn FeedSink>>,
     /// Hears what happens.
     pub observer: Arc<dyn Observer>,
     /// How the job is asked to stop.
@@ -57,23 +69,55 @@ pub enum Outcome {
     Finished,
     /// A rank asked to drain: all stopped after the same step; on rank 0 its checkpoint is durable.
     Drained,
+    /// A rank asked to yield: all stopped after the same step and keep its state in memory; nothing was written.
+    Yielded,
 }
 
-/// Runs a job as one rank. `warm` keeps the model for the next call.
+impl JobContext<'_> {
+    fn preparation(&self) -> Preparation {
+        Preparation {
+            tenant: self.tenant.clone(),
+            id: self.id.clone(),
+            job: self.job.clone(),
+            device: self.group.device(),
+            observer: Arc::clone(&self.observer),
+            stop: self.stop.clone(),
+            runtime: self.runtime.clone(),
+        }
+    }
+}
+
+/// Loads the model and the tokenizer of a job, opens its data and builds its adapters, all into `warm`: what can be done
+/// before the gang is there. [`run_job`] for the same job then begins at once; what `warm` holds already is not made again.
 ///
 /// # Errors
-/// Any code. `CANCELLED` after an abort. A panic of the libraries below becomes `INTERNAL`. The group is then of no
-/// further use: drop it, so that its peers notice.
+/// Any code that is about the model, the data or the job; `CANCELLED` after an abort.
+pub fn prepare(cx: &Preparation, warm: &mut Warm) -> Result<()> {
+    guarded(&cx.stop, warm, |warm| {
+        cx.stop.check()?;
+        warm.ready(cx).map(drop)
+    })
+}
+
+/// Runs a job as one rank. `warm` keeps model, data, adapters and the last states of the tasks for the next call: also
+/// when this one fails, so that the next gang goes on from memory.
+///
+/// # Errors
+/// Any code. `CANCELLED` after an abort. A panic of the libraries below becomes `INTERNAL` and empties `warm`. The group is
+/// then of no further use: drop it, so that its peers notice.
 pub fn run_job(cx: JobContext<'_>, warm: &mut Warm) -> Result<Outcome> {
-    let stop = cx.stop.clone();
-    let result = catch_unwind(AssertUnwindSafe(|| round::run(&cx, warm))).unwrap_or_else(|panic| {
+    guarded(&cx.stop, warm, |warm| round::run(&cx, warm))
+}
+
+fn guarded<T>(stop: &StopSignal, warm: &mut Warm, work: impl FnOnce(&mut Warm) -> Result<T>) -> Result<T> {
+    let result = catch_unwind(AssertUnwindSafe(|| work(warm))).unwrap_or_else(|panic| {
         // Whatever was being used may be half changed.
         *warm = Warm::default();
         Err(code::INTERNAL.error(format!("the training thread panicked: {}", panic_text(panic.as_ref()))))
     });
     match result {
         // What an abort breaks is not worth reporting; that there was one is.
-        Err(_) if stop.is_aborted() => stop.check().map(|()| Outcome::Drained),
+        Err(error) if stop.is_aborted() => Err(stop.check().err().unwrap_or(error)),
         other => other,
     }
 }

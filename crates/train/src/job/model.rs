@@ -11,15 +11,20 @@ use pleach_spec::Job;
 use tch::Device;
 
 use super::keepalive;
+use super::task::JobTask;
 use crate::observer::Observer;
 
-/// What is kept between the generations of a job: the model, its fingerprint, the tokenizers. Empty at first.
+/// What is kept between the generations of a job: the model, its fingerprint, the tokenizers, and what belongs to the
+/// job itself: its data, adapters, and the last states of its tasks. Empty at first.
 #[derive(Default)]
 pub struct Warm {
     /// What the model was loaded for; another job's model is dropped.
     key: String,
-    model: Option<Model>,
-    encoders: Encoders,
+    pub(super) model: Option<Model>,
+    pub(super) encoders: Encoders,
+    /// The job that the tasks are of.
+    pub(super) ready_for: String,
+    pub(super) tasks: Vec<JobTask>,
 }
 
 /// A loaded model.
@@ -35,13 +40,8 @@ pub(super) struct Model {
 pub(super) struct Encoders(BTreeMap<String, Arc<Encoder>>);
 
 impl Warm {
-    /// The job's model, loaded now unless it is the one that is kept, and the tokenizers that go with it.
-    pub(super) fn load(
-        &mut self,
-        job: &Job,
-        device: Device,
-        observer: &dyn Observer,
-    ) -> Result<(&Model, &mut Encoders)> {
+    /// Loads the job's model, unless it is the one that is kept.
+    pub(super) fn load(&mut self, job: &Job, device: Device, observer: &dyn Observer) -> Result<()> {
         let options = pleach_methods::head_options(job)?;
         let key = format!("{:?} {options:?} {device:?}", job.spec.backbone);
         if self.key != key {
@@ -53,7 +53,8 @@ impl Warm {
             None => keepalive::during(observer, || load(job, &options, device))?,
         };
         self.key = key;
-        Ok((self.model.insert(model), &mut self.encoders))
+        self.model = Some(model);
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ use pleach_spec::job::CheckpointSpec;
 use pleach_store::{Source, SourceObject, StoreOptions};
 use tokio::runtime::Handle;
 
-use super::JobContext;
+use super::ready::Preparation;
 use crate::observer::Observer;
 use crate::stop::StopSignal;
 
@@ -38,7 +38,7 @@ impl std::fmt::Debug for Remote {
 }
 
 impl Remote {
-    pub(super) fn of(cx: &JobContext<'_>) -> Self {
+    pub(super) fn of(cx: &Preparation) -> Self {
         let CheckpointSpec { endpoint, region, .. } = &cx.job.spec.checkpoint;
         Self {
             options: StoreOptions { endpoint: endpoint.clone(), region: region.clone(), ..StoreOptions::default() },

@@ -8,12 +8,15 @@ use bytes::Bytes;
 use pleach_base::{Result, ResultExt as _, TaskName, code};
 use pleach_comm::Collective;
 use pleach_methods::files::Recorded;
-use pleach_store::{Snapshot, SnapshotFile};
+use pleach_store::{Snapshot, SnapshotFile, Store};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::broadcast;
-use super::checkpoint::{BASE_FINGERPRINT, METRICS};
+use super::checkpoint::{self, BASE_FINGERPRINT, Checkpoints, METRICS};
+use super::task::{Ground, JobTask};
+use crate::engine::Engine;
+use crate::feed::ResumedFrom;
 
 /// A durable step as every rank gets it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,6 +31,40 @@ struct Header {
     /// Names and lengths, in the order in which the bytes follow.
     files: Vec<(String, usize)>,
     meta: Map<String, Value>,
+}
+
+/// Takes the task over in the store on rank 0, and puts it where the newest durable step left it. Rank 0 fences first and
+/// reads then: nothing older can become durable behind the step that it finds. A collective call.
+pub(super) fn resume(
+    ground: &Ground<'_>,
+    engine: &mut Engine<'_>,
+    task: &mut JobTask,
+    store: Option<&Store>,
+) -> Result<(Option<Checkpoints>, ResumedFrom)> {
+    let cx = ground.cx;
+    let (mut found, mut checkpoints) = (None, None);
+    if let Some(store) = store {
+        let place = store.task(&cx.tenant, &cx.id, &task.name);
+        let writer = cx.runtime.block_on(place.fence(cx.fence))?;
+        if let Some(entry) = cx.runtime.block_on(place.newest())? {
+            found = Some(cx.runtime.block_on(place.read(&entry))?);
+            let below_root = checkpoint::below_root(store, &place);
+            cx.observer.durable(&checkpoint::durable_row(&task.name, &below_root, &entry));
+        }
+        let spec = &cx.job.spec.checkpoint;
+        checkpoints =
+            Some(Checkpoints::start(&task.name, store, writer, spec, &cx.runtime, &cx.observer, &cx.stop));
+    }
+    let Some(resumed) = share(cx.group, found)? else {
+        engine.restore(&task.name, &task.untrained)?;
+        (task.metrics, task.saved_step) = (Map::new(), None);
+        return Ok((checkpoints, ResumedFrom::Fresh));
+    };
+    resumed.check_base(&task.name, &ground.model.fingerprint)?;
+    engine.load(&task.name, &resumed.files)?;
+    task.metrics = resumed.metrics();
+    task.saved_step = Some(engine.step(&task.name)?);
+    Ok((checkpoints, ResumedFrom::Store))
 }
 
 /// The snapshot that rank 0 found, on every rank; `None` when there is none. A collective call.

@@ -2,44 +2,30 @@
 
 use std::sync::Arc;
 
-use pleach_base::{Result, code};
+use pleach_base::{Result, Step, code};
 use pleach_spec::job::Determinism;
 
+use super::checkpoint::{self, Checkpoints};
 use super::model::Warm;
 use super::task::{Ground, JobTask};
-use super::{JobContext, Outcome, broadcast, checkpoint};
-use crate::engine::{Engine, StepResult};
-use crate::memory;
+use super::{JobContext, Outcome, feed, meet, resume};
+use crate::engine::{Engine, StepResult, Word};
 use crate::observer::{Level, StepRow};
+use crate::phase::Phase;
+use crate::record::{CommitRow, sample_digest};
+use crate::stop::Wish;
+use crate::{lanes, memory};
 
 pub(super) fn run(cx: &JobContext<'_>, warm: &mut Warm) -> Result<Outcome> {
     cx.stop.check()?;
     hold_still(cx)?;
-    let store = match cx.group.rank() {
-        0 => {
-            let store = checkpoint::open(&cx.job.spec.checkpoint)?;
-            cx.runtime.block_on(store.probe())?;
-            Some(store)
-        }
-        _ => None,
-    };
-    let (model, encoders) = warm.load(&cx.job, cx.group.device(), cx.observer.as_ref())?;
-    broadcast::same(cx.group, &model.fingerprint, |ranks| {
-        code::ADAPTER_BASE
-            .error(format!("spec.backbone.path: ranks {ranks:?} hold another base model than rank 0"))
-            .hint("every worker must read the same model folder")
-    })?;
+    let (model, tasks) = warm.ready(&cx.preparation())?;
     cx.stop.check()?;
-    let mut engine = Engine::new(model.backbone.as_ref(), cx.group, Arc::clone(&cx.observer), Arc::clone(&cx.clock));
-    let ground = Ground { cx, model, store: store.as_ref() };
-    let mut tasks = Vec::with_capacity(cx.job.spec.tasks.len());
-    let plan = pleach_methods::plan_job(&cx.job, model.config())?;
-    for (spec, plan) in cx.job.spec.tasks.iter().zip(&plan.tasks) {
-        tasks.push(ground.prepare(&mut engine, encoders, spec, plan)?);
-        cx.stop.check()?;
-    }
-    cx.observer.ready();
-    Round { ground: &ground, engine, tasks }.run()
+    let engine = Engine::new(model.backbone.as_ref(), cx.group, Arc::clone(&cx.observer), Arc::clone(&cx.clock));
+    let mut round = Round { ground: Ground { cx, model }, engine, tasks, checkpoints: Vec::new() };
+    let outcome = round.run();
+    round.hand_back();
+    outcome
 }
 
 /// Strict mode needs one intra-op thread: element-wise functions round the tail of each thread's chunk differently.
@@ -57,30 +43,73 @@ fn hold_still(cx: &JobContext<'_>) -> Result<()> {
 }
 
 struct Round<'a> {
-    ground: &'a Ground<'a>,
+    ground: Ground<'a>,
     engine: Engine<'a>,
-    tasks: Vec<JobTask>,
+    tasks: &'a mut Vec<JobTask>,
+    /// By task; on rank 0.
+    checkpoints: Vec<Option<Checkpoints>>,
 }
 
 impl Round<'_> {
-    fn run(mut self) -> Result<Outcome> {
+    fn run(&mut self) -> Result<Outcome> {
+        meet::agree_on_ground(&self.ground, self.tasks)?;
+        self.settle()?;
+        let cx = self.ground.cx;
+        cx.observer.ready();
         self.evaluate_untrained()?;
-        let drained = self.train()?;
-        for index in 0..self.tasks.len() {
-            self.tasks[index].save(&self.engine, self.ground)?;
+        let wish = self.train()?;
+        if wish == Wish::Yield {
+            return Ok(Outcome::Yielded);
         }
-        for task in &self.tasks {
-            if let Some(checkpoints) = &task.checkpoints {
-                checkpoints.finish()?;
-            }
+        for index in 0..self.tasks.len() {
+            self.save(index)?;
+        }
+        for checkpoints in self.checkpoints.iter().flatten() {
+            checkpoints.finish()?;
         }
         let mut all_done = true;
-        for task in &self.tasks {
+        for task in self.tasks.iter() {
             let step = self.engine.step(&task.name)?;
-            self.ground.cx.observer.task(&task.status(step));
+            cx.observer.task(&task.status(step));
             all_done &= task.is_done(step);
         }
-        Ok(if drained && !all_done { Outcome::Drained } else { Outcome::Finished })
+        Ok(if wish == Wish::Drain && !all_done { Outcome::Drained } else { Outcome::Finished })
+    }
+
+    /// Lends the tasks to the engine and puts them where they go on.
+    fn settle(&mut self) -> Result<()> {
+        let cx = self.ground.cx;
+        for task in self.tasks.iter_mut() {
+            let lent = task.task.take();
+            self.engine.adopt(lent.ok_or_else(|| code::INTERNAL.error("a task was not handed back"))?);
+        }
+        let store = match cx.group.rank() {
+            0 => {
+                let store = checkpoint::open(&cx.job.spec.checkpoint)?;
+                cx.runtime.block_on(store.probe())?;
+                Some(store)
+            }
+            _ => None,
+        };
+        for task in self.tasks.iter_mut() {
+            let (checkpoints, source) = resume::resume(&self.ground, &mut self.engine, task, store.as_ref())?;
+            self.checkpoints.push(checkpoints);
+            let step = self.engine.step(&task.name)?;
+            feed::resumed(cx, &task.name, step, source)?;
+            task.introduce(cx, step);
+            cx.stop.check()?;
+        }
+        Ok(())
+    }
+
+    fn hand_back(self) {
+        for (task, lent) in self.tasks.iter_mut().zip(self.engine.release()) {
+            task.task = Some(lent);
+        }
+    }
+
+    fn save(&mut self, index: usize) -> Result<()> {
+        self.tasks[index].save(&self.engine, &self.ground, self.checkpoints[index].as_ref())
     }
 
     fn evaluate_untrained(&mut self) -> Result<()> {
@@ -93,8 +122,8 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// Steps of all tasks in turn; true when it ended because a rank asked to drain.
-    fn train(&mut self) -> Result<bool> {
+    /// Steps of all tasks in turn; ends with what a rank asked for, or when all steps are done.
+    fn train(&mut self) -> Result<Wish> {
         loop {
             let mut stepped = false;
             for index in 0..self.tasks.len() {
@@ -103,31 +132,63 @@ impl Round<'_> {
                     continue;
                 }
                 stepped = true;
-                if self.step(index, step)? {
-                    return Ok(true);
+                let wish = self.step(index, step)?;
+                if wish != Wish::GoOn {
+                    return Ok(wish);
                 }
             }
             if !stepped {
-                return Ok(false);
+                return Ok(Wish::GoOn);
             }
         }
     }
 
-    /// One step of one task; true when a rank asked to drain.
-    fn step(&mut self, index: usize, step: u64) -> Result<bool> {
+    /// One step of one task; gives what the ranks want then.
+    fn step(&mut self, index: usize, step: u64) -> Result<Wish> {
         let cx = self.ground.cx;
         cx.stop.check()?;
         let begun = cx.clock.elapsed();
         let task = &mut self.tasks[index];
-        let batch = task.data.batch(step, cx.group)?;
+        let lanes = lanes::of_rank(task.data.plan().lanes(), cx.group.rank(), cx.group.world());
+        let batch = task.data.batch(step, lanes)?;
+        feed::fed(cx, &task.name, step + 1, &batch)?;
+        cx.observer.phase(Phase::BeforeForward);
         self.engine.forward_backward(&task.name, &batch)?;
-        let result = self.engine.optim_step(&task.name, cx.stop.is_draining())?;
+        let recorded = cx.recorded.step(&task.name);
+        let word = Word { wish: cx.stop.wish(), recorded, durable: 0 };
+        let result = self.engine.optim_step_saying(&task.name, word)?;
         let seconds = cx.clock.elapsed().saturating_sub(begun).as_secs_f64();
         task.metrics.clear();
         task.note("train/loss".to_owned(), result.loss);
+        self.commit(index, &result);
+        cx.observer.phase(Phase::AfterCommit);
         self.tell(index, &result, seconds);
         self.after(index, result.step)?;
-        Ok(result.drain)
+        Ok(result.wish)
+    }
+
+    /// Tells what is to be recorded of a step on which the ranks agreed.
+    fn commit(&self, index: usize, result: &StepResult) {
+        let (cx, task) = (self.ground.cx, &self.tasks[index]);
+        let (epoch, positions) = task.data.plan().step(result.step - 1);
+        let row = CommitRow {
+            task: task.name.clone(),
+            step: Step(result.step),
+            fence: cx.fence,
+            digest: result.digest.clone(),
+            sample_digest: hex::encode(sample_digest(&result.lane_digests)),
+            lane_digests: result.lane_digests.iter().map(hex::encode).collect(),
+            samples: positions.end - positions.start,
+            epoch,
+            skipped: result.skipped,
+            world: cx.group.world() as u32,
+            tokens: Some(result.tokens),
+            unix_ms: cx.clock.now().0 as i64,
+        };
+        if cx.group.rank() == 0 {
+            cx.observer.commit(&row);
+            cx.recorded.agreed(&task.name, result.step);
+        }
     }
 
     /// What the job file wants after this step: an evaluation, then a checkpoint that carries its result.
@@ -139,7 +200,7 @@ impl Round<'_> {
             self.evaluate(index)?;
         }
         if done || every(Some(job.checkpoint.every)) {
-            self.tasks[index].save(&self.engine, self.ground)?;
+            self.save(index)?;
         }
         if done {
             self.ground.cx.observer.task(&self.tasks[index].status(step));
@@ -173,6 +234,7 @@ impl Round<'_> {
             learning_rate: result.learning_rate,
             tokens: result.tokens,
             seconds,
+            compute_seconds: result.compute_seconds,
             digest: result.digest.clone(),
             skipped: result.skipped,
             world: cx.group.world() as u32,
