@@ -167,7 +167,9 @@ fn lane_digests(task: &str, lanes: usize, rows: &[Vec<i64>]) -> Result<Vec<[u8; 
                     Ok(digest)
                 }
                 _ => Err(code::LANE_MISMATCH
-                    .error(format!("task {task}: lane {lane} was fed by ranks {feeders:?}, {fed:?} times, instead of once"))
+                    .error(format!(
+                        "task {task}: lane {lane} was fed by ranks {feeders:?}, {fed:?} times, instead of once"
+                    ))
                     .hint("this is a defect of Pleach: the step does not count, please report it")),
             }
         })

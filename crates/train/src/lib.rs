@@ -24,7 +24,9 @@ mod record;
 pub mod schedule;
 mod stop;
 
-pub use engine::{Engine, Forwarded, Mode, Objective, PassInput, Saved, StepBatch, StepResult, TaskSetup, Word, forward};
+pub use engine::{
+    Engine, Forwarded, Mode, Objective, PassInput, Saved, StepBatch, StepResult, TaskSetup, Word, forward,
+};
 pub use feed::{FEED_VERSION, FedLane, FeedLog, FeedRow, FeedSink, ResumedFrom};
 pub use job::{JobContext, Outcome, Preparation, Warm, prepare, run_job};
 pub use lanes::of_rank as lanes_of_rank;

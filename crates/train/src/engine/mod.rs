@@ -32,10 +32,10 @@ pub use objective::Objective;
 pub(crate) use objective::wrong_head;
 pub use pass::{Mode, PassInput, forward};
 pub(crate) use save::own_parameters;
-pub use task::TaskSetup;
-pub use update::{StepResult, Word};
 pub(crate) use state::TaskState;
 pub(crate) use task::Task;
+pub use task::TaskSetup;
+pub use update::{StepResult, Word};
 
 use crate::eval::{EvalSet, Metric};
 use crate::observer::{EvalRow, Observer};

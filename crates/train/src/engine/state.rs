@@ -84,7 +84,9 @@ pub(super) fn restore(task: &mut Task, state: &TaskState) -> Result<()> {
     let names = task.optimizer.moments();
     let moments: BTreeMap<_, _> = match state.moments.is_empty() {
         true => names.iter().map(|(name, moment)| ((*name).to_owned(), moment.zeros_like())).collect(),
-        false => names.keys().map(|name| (*name).to_owned()).zip(state.moments.iter().map(Tensor::shallow_clone)).collect(),
+        false => {
+            names.keys().map(|name| (*name).to_owned()).zip(state.moments.iter().map(Tensor::shallow_clone)).collect()
+        }
     };
     task.optimizer.restore(state.updates, &moments)?;
     task.gate.restore(state.judged.clone())?;

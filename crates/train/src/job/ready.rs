@@ -78,13 +78,7 @@ fn make(cx: &Preparation, model: &Model, encoders: &mut Encoders) -> Result<Vec<
     Ok(tasks)
 }
 
-fn task(
-    cx: &Preparation,
-    model: &Model,
-    encoders: &mut Encoders,
-    spec: &TaskSpec,
-    plan: &TaskPlan,
-) -> Result<JobTask> {
+fn task(cx: &Preparation, model: &Model, encoders: &mut Encoders, spec: &TaskSpec, plan: &TaskPlan) -> Result<JobTask> {
     let job = &cx.job.spec;
     let name = TaskName::from(spec.name.as_str());
     let data_spec = data_of(&cx.job, spec)?;

@@ -52,8 +52,7 @@ pub(super) fn resume(
             cx.observer.durable(&checkpoint::durable_row(&task.name, &below_root, &entry));
         }
         let spec = &cx.job.spec.checkpoint;
-        checkpoints =
-            Some(Checkpoints::start(&task.name, store, writer, spec, &cx.runtime, &cx.observer, &cx.stop));
+        checkpoints = Some(Checkpoints::start(&task.name, store, writer, spec, &cx.runtime, &cx.observer, &cx.stop));
     }
     let Some(resumed) = share(cx.group, found)? else {
         engine.restore(&task.name, &task.untrained)?;
