@@ -1,5 +1,6 @@
 //! Servers, processes and fault proxies for tests.
 
+pub mod etcd;
 pub mod net;
 pub mod process;
 pub mod s3;
