@@ -2,6 +2,8 @@
 
 // Helpers of tests are not `#[test]` functions, which the lint would spare.
 #![allow(clippy::unwrap_used)]
+// Processes of the tests speak through their output.
+#![allow(clippy::print_stdout)]
 
 mod actors;
 mod backend;
