@@ -17,6 +17,8 @@ mod mersenne;
 mod options;
 mod pairs;
 mod plan;
+#[cfg(feature = "torch")]
+pub mod reference;
 mod registry;
 
 pub use adapter::{AdapterConfig, Export, HasCard, Options, StepInfo, Virtual};

@@ -52,6 +52,7 @@ registry! {
     fourierft,
     fuse,
     hra,
+    hydra,
     ia3,
     invertible,
     ln_tuning,

@@ -42,6 +42,11 @@ impl Optimizer for AdamW {
     fn step(&mut self, params: &mut Tensor, grads: &Tensor, lr: f64, spans: &[Span]) {
         let [beta1, beta2] = self.betas;
         self.updates += 1;
+        if self.exp_avg.kind() != params.kind() {
+            // Moments have the precision of what they are of.
+            self.exp_avg = self.exp_avg.to_kind(params.kind());
+            self.exp_avg_sq = self.exp_avg_sq.to_kind(params.kind());
+        }
         let t = self.updates as f64;
         let correction = (1.0 - beta2.powf(t)).sqrt();
         tch::no_grad(|| {

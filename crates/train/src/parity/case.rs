@@ -86,14 +86,6 @@ impl Case {
     /// `PARITY_CASE` naming the file; `SAFETENSORS` when the tensors are damaged.
     pub(super) fn open(folder: &Path) -> Result<Self> {
         let about: Value = json(folder, "case.json")?;
-        if let Some(kind) = about.get("kind") {
-            return Err(wrong(
-                folder,
-                "case.json",
-                format!("a case of kind {kind} is not one that this build can repeat"),
-            )
-            .hint("cases without a `kind` are an adapter of PEFT on a model of transformers"));
-        }
         let file: CaseFile = typed(folder, "case.json", about)?;
         let train: TrainFile = json(folder, "train.json")?;
         let case = Self {

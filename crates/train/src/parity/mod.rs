@@ -7,12 +7,14 @@
 mod batch;
 mod case;
 mod compare;
+mod recorded;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use pleach_base::rng::Key;
 use pleach_base::{Result, ResultExt as _, SystemClock, TaskName, code};
+use pleach_methods::reference::{self, Outcome};
 use pleach_methods::Adapter;
 use pleach_nn::{Backbone, HeadOptions, NoHooks, Precision};
 use pleach_spec::job::{Determinism, NonFinite, OptimizerSpec, ScheduleSpec};
@@ -71,7 +73,40 @@ impl Report {
     }
 }
 
-/// Repeats the case in `folder` on the CPU.
+/// What came of a folder.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Repeated {
+    /// A whole training with an adapter of PEFT's.
+    Training(Box<Report>),
+    /// What a paper's code computed for one method.
+    Method(Outcome),
+}
+
+impl Repeated {
+    /// Whether everything is within its tolerance.
+    #[must_use]
+    pub fn within(&self) -> bool {
+        match self {
+            Self::Training(report) => report.within(),
+            Self::Method(outcome) => outcome.within,
+        }
+    }
+}
+
+/// Repeats the case in `folder` on the CPU, whichever kind it is.
+///
+/// # Errors
+/// As [`run`] and [`pleach_methods::reference::run`].
+pub fn repeat(folder: &Path) -> Result<Repeated> {
+    if reference::is_recording(folder)? {
+        reference::run(folder, &recorded::Own).map(Repeated::Method)
+    } else {
+        run(folder).map(|report| Repeated::Training(Box::new(report)))
+    }
+}
+
+/// Repeats the whole training in `folder` on the CPU.
 ///
 /// # Errors
 /// `PARITY_CASE` naming the file and what is wrong with it; those of opening its model and its adapter.

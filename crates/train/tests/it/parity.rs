@@ -144,3 +144,42 @@ fn every_recorded_case_is_repeated() {
     let failed: Vec<_> = reports.iter().filter(|report| !report.as_ref().is_ok_and(|report| report.within())).collect();
     assert!(failed.is_empty(), "{failed:#?}");
 }
+
+/// Every folder under `tests/fixtures/reference/PAGE` is what a paper's own code computed for one method.
+#[test]
+fn what_the_papers_code_computed_is_repeated() {
+    tch::set_num_threads(1);
+    let list = |path: std::path::PathBuf| std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+    let folders: Vec<_> = list(parity("../reference")).flat_map(list).collect();
+    assert!(folders.len() >= 3, "{folders:?}");
+    let repeated: Vec<_> = folders.iter().map(|folder| pleach_train::parity::repeat(folder)).collect();
+    let failed: Vec<_> = repeated.iter().filter(|case| !case.as_ref().is_ok_and(|case| case.within())).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// A recording that says more than this build understands does not count as repeated.
+#[test]
+fn a_recording_is_repeated_whole_or_not_at_all() {
+    let from = parity("../reference/47-hydra/vtab-ffn");
+    let changed = |from_text: &str, to: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::copy(from.join("io.safetensors"), folder.path().join("io.safetensors")).unwrap();
+        let text = std::fs::read_to_string(from.join("case.json")).unwrap();
+        assert!(text.contains(from_text), "{from_text}");
+        std::fs::write(folder.path().join("case.json"), text.replacen(from_text, to, 1)).unwrap();
+        pleach_train::parity::repeat(folder.path())
+    };
+    use pleach_base::code;
+    for (from_text, to, code, says) in [
+        ("\"abs\": ", "\"other_abs\": 1.0, \"abs\": ", code::PARITY_CASE, "tolerance.other_abs"),
+        ("\"r_par\": 2", "\"r_par\": 2, \"r_seq_too\": 1", code::UNKNOWN_KEY, "config.r_seq_too"),
+        ("\"page\": 47", "\"page\": 4711", code::PARITY_CASE, "page 4711"),
+        ("\"kind\": \"module\"", "\"kind\": \"codec\"", code::PARITY_CASE, "kind"),
+    ] {
+        let error = changed(from_text, to).unwrap_err();
+        assert_eq!(error.code(), code, "{to}");
+        assert!(error.message().contains(says), "{to}: {error}");
+    }
+    let outside = changed("\"scale\": 1.5", "\"scale\": 1.6").unwrap();
+    assert!(!outside.within(), "{outside:?}");
+}

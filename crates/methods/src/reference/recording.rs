@@ -1,0 +1,137 @@
+//! The files of a recording.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use pleach_base::{Error, Result, ResultExt as _, code};
+use pleach_nn::{TensorFile, tensor_from_entry};
+use pleach_spec::job::OptimizerSpec;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use tch::Tensor;
+
+/// Key of the optimiser among the options.
+const OPTIMIZER: &str = "optimizer";
+
+/// A recording, read.
+pub struct Recording {
+    /// Number of the page.
+    pub page: u32,
+    /// The page's method.
+    pub method: String,
+    /// Name of the case.
+    pub case: String,
+    /// What was recorded.
+    pub kind: String,
+    /// The page's options.
+    pub(super) config: Map<String, Value>,
+    pub(super) tolerance: Map<String, Value>,
+    tensors: BTreeMap<String, Tensor>,
+    /// Tensors that were asked for.
+    used: RefCell<BTreeSet<String>>,
+}
+
+/// `case.json`. What it says for people (`shapes`, `source`, `notes`, ...) is not read.
+#[derive(Deserialize)]
+struct About {
+    page: u32,
+    method: String,
+    case: String,
+    kind: String,
+    #[serde(default)]
+    config: Map<String, Value>,
+    tolerance: Map<String, Value>,
+}
+
+/// An error about `case.json`.
+pub(super) fn wrong(what: impl Into<String>) -> Error {
+    code::PARITY_CASE.error(format!("case.json: {}", what.into()))
+}
+
+/// An error about `io.safetensors`.
+pub(super) fn bad(what: impl Into<String>) -> Error {
+    code::PARITY_CASE.error(format!("io.safetensors: {}", what.into()))
+}
+
+/// `case.json` as it is.
+pub(super) fn about(folder: &Path) -> Result<Map<String, Value>> {
+    let path = folder.join("case.json");
+    let text = std::fs::read(&path).or_code(code::PARITY_CASE, || format!("{}: cannot be read", path.display()))?;
+    serde_json::from_slice(&text).or_code(code::PARITY_CASE, || format!("{}: is not a JSON object", path.display()))
+}
+
+impl Recording {
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        let about: About = serde_json::from_value(Value::Object(about(folder)?))
+            .map_err(|error| wrong("is not of the expected layout").caused_by(error))?;
+        let file = TensorFile::open(&folder.join("io.safetensors"))?;
+        let mut tensors = BTreeMap::new();
+        for entry in file.names().filter_map(|name| file.get(name)) {
+            tensors.insert(entry.name.to_owned(), tensor_from_entry(&entry)?);
+        }
+        let About { page, method, case, kind, config, tolerance } = about;
+        Ok(Self { page, method, case, kind, config, tolerance, tensors, used: RefCell::default() })
+    }
+
+    /// The options under these names, typed, and the rest but for the optimiser, which are those of the method.
+    ///
+    /// # Errors
+    /// `PARITY_CASE` naming the option.
+    pub(super) fn split<T: DeserializeOwned>(&self, names: &[&str]) -> Result<(T, Map<String, Value>)> {
+        let all = self.config.clone().into_iter().filter(|(name, _)| name != OPTIMIZER);
+        let (own, rest): (Map<_, _>, Map<_, _>) = all.partition(|(name, _)| names.contains(&name.as_str()));
+        let own = serde_json::from_value(Value::Object(own))
+            .map_err(|error| wrong("config: cannot be used").caused_by(error))?;
+        Ok((own, rest))
+    }
+
+    /// The optimiser of a training: `config.optimizer`, its name in any case.
+    ///
+    /// # Errors
+    /// `PARITY_CASE` when it is missing or not one of ours.
+    pub(super) fn optimizer(&self) -> Result<OptimizerSpec> {
+        let mut fields = self.config.get(OPTIMIZER).cloned().ok_or_else(|| wrong("config.optimizer is missing"))?;
+        if let Some(Value::String(name)) = fields.get_mut("name") {
+            name.make_ascii_lowercase();
+        }
+        serde_json::from_value(fields).map_err(|error| wrong("config.optimizer: cannot be used").caused_by(error))
+    }
+
+    /// The tensor of this name.
+    ///
+    /// # Errors
+    /// `PARITY_CASE` when it is not there.
+    pub fn get(&self, name: &str) -> Result<Tensor> {
+        self.find(name).ok_or_else(|| bad(format!("{name} is missing")))
+    }
+
+    /// The same where it may be missing.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<Tensor> {
+        let found = self.tensors.get(name)?;
+        self.used.borrow_mut().insert(name.to_owned());
+        Some(found.shallow_clone())
+    }
+
+    /// A copy of a tensor that gradients are wanted of.
+    ///
+    /// # Errors
+    /// As [`Recording::get`].
+    pub fn leaf(&self, name: &str) -> Result<Tensor> {
+        Ok(self.get(name)?.detach().copy().set_requires_grad(true))
+    }
+
+    /// Names that begin with `prefix`, in order, without it.
+    pub fn under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+        self.tensors.keys().filter_map(move |name| name.strip_prefix(prefix))
+    }
+
+    /// Parameters that no page's code has asked for.
+    pub(super) fn unused_parameters(&self) -> Vec<String> {
+        let used = self.used.borrow();
+        let unused = self.tensors.keys().filter(|name| name.starts_with("param.") && !used.contains(*name));
+        unused.cloned().collect()
+    }
+}
