@@ -269,12 +269,12 @@ pub(crate) mod run {
                 };
             };
             if let Some(par) = &self.par {
-                merged = merged + par.product();
+                merged = merged.g_add(&par.product());
                 add(par.shift());
             }
             if let Some(seq) = &self.seq {
                 let product = seq.product();
-                merged = merged + product.matmul(weight);
+                merged = merged.g_add(&product.matmul(weight));
                 add(bias.map(|bias| product.matmul(bias)));
                 add(seq.shift());
             }
