@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pleach_proto::v1::Ready;
 use pleach_proto::v1::report_request::Report;
 use pleach_proto::v1::session_request::Message;
-use pleach_train::{DurableRow, EvalRow, Level, Observer, StepRow, TaskStatus};
+use pleach_train::{CommitRow, DurableRow, EvalRow, Level, Observer, Phase, Recorded, StepRow, TaskStatus};
 
 use crate::convert;
 use crate::gang::Surroundings;
@@ -19,11 +19,12 @@ pub(crate) struct Bridge {
     rank: usize,
     around: Surroundings,
     gauge: Arc<Gauge>,
+    recorded: Recorded,
 }
 
 impl Bridge {
-    pub(crate) fn new(part: &Part, rank: usize, around: &Surroundings, gauge: &Arc<Gauge>) -> Self {
-        Self { part: part.clone(), rank, around: around.clone(), gauge: Arc::clone(gauge) }
+    pub(crate) fn new(part: &Part, rank: usize, around: &Surroundings, gauge: &Arc<Gauge>, recorded: Recorded) -> Self {
+        Self { part: part.clone(), rank, around: around.clone(), gauge: Arc::clone(gauge), recorded }
     }
 
     /// Rows and lines may be lost when the coordinator is away for long; training never waits for them.
@@ -46,8 +47,21 @@ impl Observer for Bridge {
     fn step(&self, row: &StepRow) {
         self.progress();
         self.gauge.stepped(row.seconds);
+        self.around.heart.computed(row.compute_seconds);
         if self.is_speaker() {
             self.stream(Message::Step(convert::step(row, self.part.fence, self.around.clock.as_ref())));
+        }
+    }
+
+    fn commit(&self, row: &CommitRow) {
+        let (recorded, task, step) = (self.recorded.clone(), row.task.clone(), row.step.0);
+        let taken = Box::new(move || recorded.note(&task, step));
+        self.around.reporter.commit(&self.part, convert::commit(row), taken);
+    }
+
+    fn phase(&self, phase: Phase) {
+        if let Some(faults) = &self.around.faults {
+            faults.strike(phase.name());
         }
     }
 

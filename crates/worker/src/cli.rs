@@ -52,6 +52,12 @@ pub struct Args {
     /// says when absent.
     #[arg(long)]
     pub grace: Option<u64>,
+    /// Folder where it is written down, before each step, what the step is fed.
+    #[arg(long, value_name = "DIR")]
+    pub feed_log: Option<std::path::PathBuf>,
+    /// For tests: a file that names a phase of a step and a signal which this process then raises on itself.
+    #[arg(long, value_name = "PATH", hide = true)]
+    pub fault_file: Option<std::path::PathBuf>,
     /// Process id of a `pleach train` that this worker belongs to: they leave together, and with a checkpoint.
     #[arg(long, value_name = "PID", hide = true)]
     pub crew_of: Option<u32>,

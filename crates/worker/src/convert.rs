@@ -1,8 +1,8 @@
 //! Rows of `train` as messages.
 
-use pleach_base::{Clock, Fence};
+use pleach_base::{Clock, Fence, Generation, Term};
 use pleach_proto::v1;
-use pleach_train::{DurableRow, EvalRow, Level, StepRow, TaskStatus};
+use pleach_train::{CommitRow, DurableRow, EvalRow, Heads, Level, Record, StepRow, TaskStatus};
 
 pub(crate) fn step(row: &StepRow, fence: Fence, clock: &dyn Clock) -> v1::StepRow {
     v1::StepRow {
@@ -23,6 +23,33 @@ pub(crate) fn step(row: &StepRow, fence: Fence, clock: &dyn Clock) -> v1::StepRo
         rss_bytes: row.rss_bytes,
         ..v1::StepRow::default()
     }
+}
+
+pub(crate) fn commit(row: &CommitRow) -> v1::CommitRecord {
+    v1::CommitRecord {
+        task: row.task.to_string(),
+        step: row.step.0,
+        term: row.fence.term.0,
+        generation: row.fence.generation.0,
+        digest: row.digest.clone(),
+        sample_digest: row.sample_digest.clone(),
+        samples: row.samples,
+        epoch: row.epoch,
+        skipped: row.skipped,
+        unix_ms: row.unix_ms,
+        lane_digests: row.lane_digests.clone(),
+        world: row.world,
+    }
+}
+
+/// What is recorded, as `train` takes it.
+pub(crate) fn heads(heads: &[v1::TaskHead]) -> Heads {
+    let record = |record: &v1::CommitRecord| Record {
+        step: record.step,
+        fence: Fence { term: Term(record.term), generation: Generation(record.generation) },
+        digest: record.digest.clone(),
+    };
+    heads.iter().map(|head| (head.task.as_str().into(), head.recent.iter().map(record).collect())).collect()
 }
 
 pub(crate) fn eval(row: &EvalRow) -> v1::EvalRow {

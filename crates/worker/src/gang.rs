@@ -7,12 +7,14 @@ use pleach_base::{Error, Fence, Generation, Result, ResultExt as _, SharedClock,
 use pleach_comm::{Bind, Collective, Forming, GroupOptions, StoreAddr};
 use pleach_proto::v1::{Assignment, Member, Prepare, SessionRequest};
 use pleach_spec::Job;
-use pleach_train::{JobContext, Outcome, StopSignal, Warm};
+use pleach_train::{FeedSink, Heads, JobContext, Outcome, Preparation, Recorded, StopSignal, Warm};
 use tch::Device;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::bridge::Bridge;
+use crate::convert;
+use crate::fault::Faults;
 use crate::heart::Heart;
 use crate::identity::Identity;
 use crate::pulse;
@@ -33,7 +35,7 @@ pub(crate) enum Kind {
     /// Get ready.
     Prepare,
     /// Train as one rank.
-    Train { rank: usize, world: usize, store: StoreAddr },
+    Train { rank: usize, world: usize, store: StoreAddr, heads: Heads },
 }
 
 /// The part that an order is about, readable even when its spec is not.
@@ -54,6 +56,7 @@ impl Work {
                 rank: order.rank as usize,
                 world: order.world as usize,
                 store: StoreAddr::new(order.rendezvous_host.clone(), port),
+                heads: convert::heads(&order.heads),
             },
         })
     }
@@ -82,6 +85,8 @@ pub(crate) struct Surroundings {
     pub(crate) heart: Arc<Heart>,
     pub(crate) reporter: Reporter,
     pub(crate) rows: mpsc::Sender<SessionRequest>,
+    pub(crate) feed: Option<Arc<dyn FeedSink>>,
+    pub(crate) faults: Option<Faults>,
 }
 
 /// How the work on an order ended.
@@ -117,7 +122,7 @@ pub(crate) fn start(
         tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
         let mut suspects = Vec::new();
         let end = match work.kind {
-            Kind::Prepare => End::Prepared(get_ready(work, &around, stop, &mut suspects)),
+            Kind::Prepare => End::Prepared(get_ready(work, &around, stop, runtime, &mut warm, &mut suspects)),
             Kind::Train { .. } => End::Trained(take_part(work, &around, stop, runtime, &mut warm, &mut suspects)),
         };
         let _ = done.send(Done { part, end, suspects, warm });
@@ -130,7 +135,26 @@ pub(crate) fn start(
 }
 
 /// Loads what can be loaded, then sees that all members answer: who cannot reach them should not join them.
-fn get_ready(work: Work, around: &Surroundings, stop: StopSignal, suspects: &mut Vec<u32>) -> Result<()> {
+fn get_ready(
+    work: Work,
+    around: &Surroundings,
+    stop: StopSignal,
+    runtime: Handle,
+    warm: &mut Warm,
+    suspects: &mut Vec<u32>,
+) -> Result<()> {
+    let gauge = Gauge::new(Arc::clone(&around.clock));
+    let observer = Bridge::new(&work.part, usize::MAX, around, &gauge, Recorded::default());
+    let preparation = Preparation {
+        tenant: work.part.tenant.clone(),
+        id: work.part.job.clone(),
+        job: work.job,
+        device: around.identity.device,
+        observer: Arc::new(observer),
+        stop: stop.clone(),
+        runtime,
+    };
+    pleach_train::prepare(&preparation, warm)?;
     let others: Vec<Member> = work.members.into_iter().filter(|member| !is(member, &around.identity.id)).collect();
     // One that is busy, or just ends, is asked again.
     for pause in ASK_AGAIN {
@@ -163,7 +187,7 @@ fn take_part(
     warm: &mut Warm,
     suspects: &mut Vec<u32>,
 ) -> Result<Outcome> {
-    let Work { part, job, members, kind: Kind::Train { rank, world, store } } = work else {
+    let Work { part, job, members, kind: Kind::Train { rank, world, store, heads } } = work else {
         return Err(code::INTERNAL.error("an order to get ready is not an order to train"));
     };
     let silent = || pulse::silent(&members, Some(rank as u32));
@@ -191,17 +215,18 @@ fn take_part(
     })?;
     let group = Watched { group, gauge: Arc::clone(&gauge) };
     stop.attach(group.abort_handle());
+    let recorded = Recorded::default();
     let outcome = pleach_train::run_job(
         JobContext {
             tenant: part.tenant.clone(),
             id: part.job.clone(),
             job,
             fence: part.fence,
-            heads: pleach_train::Heads::new(),
-            recorded: pleach_train::Recorded::at_once(),
-            feed: None,
             group: &group,
-            observer: Arc::new(Bridge::new(&part, rank, around, &gauge)),
+            heads,
+            recorded: recorded.clone(),
+            feed: around.feed.clone(),
+            observer: Arc::new(Bridge::new(&part, rank, around, &gauge, recorded)),
             stop: stop.clone(),
             runtime,
             clock: Arc::clone(&around.clock),

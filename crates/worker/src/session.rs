@@ -174,6 +174,7 @@ impl Keeper {
             };
             // Each heartbeat is acknowledged: who does not is stopped, or cut off from here.
             if self.heart.silence() > patience {
+                self.coordinators.next();
                 let said = format!("the coordinator said nothing for {} s", patience.as_secs());
                 return Err(Refusal { error: code::UNREACHABLE.error(said), leader: None });
             }

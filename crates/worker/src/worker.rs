@@ -10,11 +10,12 @@ use pleach_comm::RendezvousServer;
 use pleach_proto::v1::report_request::Report;
 use pleach_proto::v1::session_response::Message as Command;
 use pleach_proto::v1::{Drained, Finished, GangFailed, Prepared, Stop, StopMode};
-use pleach_train::{Outcome, StopSignal, Warm};
+use pleach_train::{FeedLog, FeedSink, Outcome, StopSignal, Warm};
 use tokio::sync::mpsc;
 
 use crate::cli::Args;
 use crate::coordinators::Coordinators;
+use crate::fault::Faults;
 use crate::gang::{self, Done, End, Surroundings};
 use crate::heart::Heart;
 use crate::identity::Identity;
@@ -52,6 +53,8 @@ pub async fn run(args: Args, shutdown: Shutdown) -> Result<()> {
     let reporter = Reporter::start(coordinators.clone(), identity.clone(), fenced);
     let mut session = Session::start(coordinators, identity.clone(), Arc::clone(&heart));
     let around = Surroundings {
+        feed: feed(&args, &identity)?,
+        faults: args.fault_file.as_deref().map(Faults::new),
         identity,
         bind: args.comm_bind.clone(),
         checked: args.checked,
@@ -82,6 +85,13 @@ pub async fn run(args: Args, shutdown: Shutdown) -> Result<()> {
         tracing::warn!("the coordinator did not take the last reports within {} s", LAST_REPORTS.as_secs());
     }
     Ok(())
+}
+
+fn feed(args: &Args, identity: &Identity) -> Result<Option<Arc<dyn FeedSink>>> {
+    let Some(folder) = &args.feed_log else { return Ok(None) };
+    let id = &identity.id;
+    let log = FeedLog::open(&folder.join(format!("{}-{}.jsonl", id.name, id.incarnation)))?;
+    Ok(Some(Arc::new(log)))
 }
 
 /// What the training thread does.
@@ -211,7 +221,8 @@ impl Worker {
         match stop.mode() {
             StopMode::Abort => current.stop.abort(reason),
             _ if current.world.is_none() => current.stop.abort(reason),
-            StopMode::Yield | StopMode::Drain | StopMode::Unspecified => current.stop.drain(reason),
+            StopMode::Yield => current.stop.yield_now(reason),
+            StopMode::Drain | StopMode::Unspecified => current.stop.drain(reason),
         }
     }
 
@@ -304,7 +315,8 @@ impl Worker {
             Err(ref error) => self.report_failure(part, error, suspects),
         }
         self.served |= match &outcome {
-            Ok(Outcome::Finished | Outcome::Drained | Outcome::Yielded) => true,
+            Ok(Outcome::Finished | Outcome::Drained) => true,
+            Ok(Outcome::Yielded) => false,
             Err(error) => !aborted && verdict::is_permanent(error),
         };
     }

@@ -48,6 +48,16 @@ impl Coordinator {
         );
     }
 
+    /// Serves on `listener` in a runtime of its own: shutting that down is as if the process had died.
+    pub(crate) fn serve_apart(&self, listener: std::net::TcpListener) -> tokio::runtime::Runtime {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let _inside = runtime.enter();
+        self.serve(tokio::net::TcpListener::from_std(listener).unwrap());
+        drop(_inside);
+        runtime
+    }
+
     pub(crate) async fn start(&self) -> SocketAddr {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -4,5 +4,8 @@
 
 mod commands;
 mod coordinator;
+mod elastic;
+mod outage;
 mod parity;
+mod process;
 mod worker;

@@ -25,7 +25,7 @@ fn worker(address: &str, name: &str, more: &[&str]) -> Running {
     (shutdown.clone(), tokio::spawn(pleach_worker::run(args, shutdown)))
 }
 
-fn job(folder: &Path, epochs: u32) -> Value {
+pub(crate) fn job(folder: &Path, epochs: u32) -> Value {
     let data = folder.join("train.jsonl");
     let row =
         |row: usize| format!("{}\n", json!({"input_ids": (0..2 + row % 7).map(|at| row + at).collect::<Vec<_>>()}));
@@ -45,9 +45,9 @@ fn job(folder: &Path, epochs: u32) -> Value {
 }
 
 /// More steps than any test waits for.
-const ENDLESS: u32 = 1_000_000;
+pub(crate) const ENDLESS: u32 = 1_000_000;
 
-fn assignment(job: &Value, generation: u64, rank: u32, world: u32, leader: &RegisterRequest) -> Command {
+pub(crate) fn assignment(job: &Value, generation: u64, rank: u32, world: u32, leader: &RegisterRequest) -> Command {
     Command::Assignment(Assignment {
         heads: Vec::new(),
         tenant: "default".into(),
@@ -63,7 +63,7 @@ fn assignment(job: &Value, generation: u64, rank: u32, world: u32, leader: &Regi
     })
 }
 
-fn stop(generation: u64, mode: StopMode) -> Command {
+pub(crate) fn stop(generation: u64, mode: StopMode) -> Command {
     Command::Stop(Stop {
         tenant: "default".into(),
         job: "tiny".into(),
