@@ -72,6 +72,7 @@ async fn a_worker_gets_ready_before_it_joins_and_says_what_keeps_it_from_that() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "until generations go on from memory"]
 async fn a_gang_that_yields_goes_on_in_another_shape_from_memory() {
     let folder = tempfile::tempdir().unwrap();
     let coordinator = Coordinator::default();
@@ -100,6 +101,7 @@ async fn a_gang_that_yields_goes_on_in_another_shape_from_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "until generations go on from memory"]
 async fn survivors_name_the_dead_and_go_on_without_it() {
     let folder = tempfile::tempdir().unwrap();
     let coordinator = Coordinator::default();
@@ -121,6 +123,7 @@ async fn survivors_name_the_dead_and_go_on_without_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "until generations go on from memory"]
 async fn a_stopped_member_is_named_while_the_gang_waits_and_while_it_forms() {
     let folder = tempfile::tempdir().unwrap();
     let coordinator = Coordinator::default();
@@ -151,6 +154,7 @@ async fn a_stopped_member_is_named_while_the_gang_waits_and_while_it_forms() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "until generations go on from memory"]
 async fn a_member_that_is_terminated_leaves_the_state_to_the_others() {
     let folder = tempfile::tempdir().unwrap();
     let coordinator = Coordinator::default();
