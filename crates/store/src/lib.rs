@@ -37,5 +37,5 @@ pub use retain::{Best, Retention};
 pub use source::{Source, SourceObject};
 pub use store::{Store, StoreOptions};
 pub use task::TaskStore;
-pub use uploader::{DurableHook, Uploader, UploaderOptions, UploaderStatus};
+pub use uploader::{BeginHook, DurableHook, Uploader, UploaderOptions, UploaderStatus};
 pub use writer::Writer;

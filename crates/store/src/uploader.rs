@@ -17,11 +17,16 @@ use crate::writer::Writer;
 /// Called on the uploader's task after each step that became durable. Must not block.
 pub type DurableHook = Box<dyn Fn(&LogEntry) + Send + Sync>;
 
+/// Called on the uploader's task before the first object of a step is written. Must not block.
+pub type BeginHook = Box<dyn Fn(Step) + Send + Sync>;
+
 /// How an [`Uploader`] behaves.
 #[derive(Default)]
 pub struct UploaderOptions {
     /// Applied after each durable step.
     pub retention: Option<Retention>,
+    /// Told about each upload that begins, also when it is tried again.
+    pub on_begin: Option<BeginHook>,
     /// Told about each durable step.
     pub on_durable: Option<DurableHook>,
     /// The longest pause between tries while the store does not answer; 10 s when absent.
@@ -188,6 +193,9 @@ async fn run(mut writer: Writer, shared: Arc<Shared>, options: UploaderOptions) 
             shared.work.notified().await;
             continue;
         };
+        if let Some(hook) = &options.on_begin {
+            hook(snapshot.step);
+        }
         match writer.commit(&snapshot).await {
             Ok(entry) => {
                 pause = FIRST_PAUSE.min(longest);

@@ -132,18 +132,15 @@ pub(crate) fn commit(group: &dyn Collective, task: &str, lanes: usize, said: &Sa
 }
 
 fn row_of(lanes: usize, said: &Said) -> Vec<i64> {
-    let words = |digest: &[u8; 32]| {
-        digest.chunks(8).map(|bytes| i64::from_le_bytes(std::array::from_fn(|i| bytes[i]))).collect::<Vec<_>>()
-    };
     let Word { wish, recorded, durable } = said.word;
     let mut row = vec![said.step as i64, wish as i64, recorded as i64, durable as i64];
-    row.extend(words(&said.digest));
+    row.extend(digest_words(&said.digest));
     row.resize(HEAD + lanes * LANE, 0);
     for (lane, digest) in &said.fed {
         if let Some(place) = row[HEAD..].chunks_mut(LANE).nth(*lane as usize) {
             // Twice by one rank is as wrong as by two.
             place[0] += 1;
-            place[1..].copy_from_slice(&words(digest));
+            place[1..].copy_from_slice(&digest_words(digest));
         }
     }
     row
@@ -160,12 +157,7 @@ fn lane_digests(task: &str, lanes: usize, rows: &[Vec<i64>]) -> Result<Vec<[u8; 
             let fed: Vec<_> = rows.iter().map(|row| row[at]).collect();
             let feeders: Vec<_> = (0..rows.len()).filter(|rank| fed[*rank] != 0).collect();
             match feeders[..] {
-                [rank] if fed[rank] == 1 => {
-                    let mut digest = [0; 32];
-                    let words = &rows[rank][at + 1..at + LANE];
-                    digest.chunks_mut(8).zip(words).for_each(|(into, word)| into.copy_from_slice(&word.to_le_bytes()));
-                    Ok(digest)
-                }
+                [rank] if fed[rank] == 1 => Ok(words_digest(&rows[rank][at + 1..at + LANE])),
                 _ => Err(code::LANE_MISMATCH
                     .error(format!(
                         "task {task}: lane {lane} was fed by ranks {feeders:?}, {fed:?} times, instead of once"
@@ -176,7 +168,19 @@ fn lane_digests(task: &str, lanes: usize, rows: &[Vec<i64>]) -> Result<Vec<[u8; 
         .collect()
 }
 
-fn read_i64(tensor: &Tensor) -> Result<Vec<i64>> {
+/// A digest as numbers that can be exchanged.
+pub(crate) fn digest_words(digest: &[u8; 32]) -> [i64; DIGEST] {
+    std::array::from_fn(|word| i64::from_le_bytes(std::array::from_fn(|at| digest[word * 8 + at])))
+}
+
+/// And back.
+pub(crate) fn words_digest(words: &[i64]) -> [u8; 32] {
+    let mut digest = [0; 32];
+    digest.chunks_mut(8).zip(words).for_each(|(into, word)| into.copy_from_slice(&word.to_le_bytes()));
+    digest
+}
+
+pub(crate) fn read_i64(tensor: &Tensor) -> Result<Vec<i64>> {
     Vec::<i64>::try_from(&tensor.to_kind(Kind::Int64))
         .map_err(|error| code::INTERNAL.error("cannot read exchanged numbers").caused_by(error))
 }

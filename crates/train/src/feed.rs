@@ -52,6 +52,10 @@ pub enum FeedRow {
         generation: u64,
         /// Where the state came from.
         source: ResumedFrom,
+        /// Term of the generation that made it, or had settled on it; 0 for the untrained state.
+        made_term: u64,
+        /// Number of that generation.
+        made_generation: u64,
     },
 }
 
@@ -141,7 +145,8 @@ mod tests {
             lanes: vec![FedLane { lane: 0, samples: vec![5, 7] }],
         };
         let source = ResumedFrom::Memory;
-        let resume = FeedRow::Resume { v: FEED_VERSION, job, task, step: 2, term: 1, generation: 2, source };
+        let (v, step, term, generation, made_term, made_generation) = (FEED_VERSION, 2, 1, 2, 1, 1);
+        let resume = FeedRow::Resume { v, job, task, step, term, generation, source, made_term, made_generation };
         FeedLog::open(&path).unwrap().append(&resume).unwrap();
         FeedLog::open(&path).unwrap().append(&fed).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
@@ -150,7 +155,7 @@ mod tests {
             lines,
             [
                 serde_json::json!({"v": 1, "kind": "resume", "job": "j", "task": "a", "step": 2, "term": 1,
-                    "generation": 2, "source": "memory"}),
+                    "generation": 2, "source": "memory", "made_term": 1, "made_generation": 1}),
                 serde_json::json!({"v": 1, "kind": "fed", "job": "j", "task": "a", "step": 3, "term": 1,
                     "generation": 2, "rank": 0, "world": 2, "lanes": [{"lane": 0, "samples": [5, 7]}]}),
             ]

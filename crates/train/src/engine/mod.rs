@@ -32,7 +32,7 @@ pub use objective::Objective;
 pub(crate) use objective::wrong_head;
 pub use pass::{Mode, PassInput, forward};
 pub(crate) use save::own_parameters;
-pub(crate) use state::TaskState;
+pub(crate) use state::{StateHeader, TaskState};
 pub(crate) use task::Task;
 pub use task::TaskSetup;
 pub use update::{StepResult, Word};
@@ -198,9 +198,9 @@ impl<'a> Engine<'a> {
         update::optim_step(group, self.task_mut(name)?, word)
     }
 
-    /// A copy of the task's trainable state; into the memory of `spare` when there is one.
-    pub(crate) fn capture(&self, name: &TaskName, spare: Option<TaskState>) -> Result<TaskState> {
-        Ok(self.task(name)?.capture(spare))
+    /// Agrees with all ranks that they hold the same. A collective call.
+    pub(crate) fn check(&self, name: &TaskName) -> Result<()> {
+        self.agree_on(self.task(name)?)
     }
 
     /// Goes on from a state, whatever the task held before. Not a collective call.
@@ -265,7 +265,7 @@ impl<'a> Engine<'a> {
         crate::agree::commit(self.group, task.setup.name.as_str(), 0, &mine).map(drop)
     }
 
-    fn task(&self, name: &TaskName) -> Result<&Task> {
+    pub(crate) fn task(&self, name: &TaskName) -> Result<&Task> {
         self.tasks.get(name).ok_or_else(|| unknown(name))
     }
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use pleach_base::{Result, code};
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::task::Task;
@@ -102,16 +103,62 @@ pub(super) fn restore(task: &mut Task, state: &TaskState) -> Result<()> {
     Ok(())
 }
 
+/// What goes in front of a state's tensors when it travels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StateHeader {
+    step: u64,
+    skipped: u64,
+    updates: u64,
+    judged: Vec<bool>,
+    digest: [u8; 32],
+    /// There are moments: they are not all zero.
+    moments: bool,
+}
+
+/// A state as `header` says, for `task`, its tensors still to be filled.
+pub(super) fn blank(task: &Task, header: &StateHeader) -> TaskState {
+    let params = Tensor::zeros([task.layout.numel()], (Kind::Float, task.device()));
+    let moments = task.optimizer.moments();
+    TaskState {
+        step: header.step,
+        skipped: header.skipped,
+        updates: header.updates,
+        judged: header.judged.clone(),
+        digest: header.digest,
+        moments: moments.values().filter(|_| header.moments).map(Tensor::zeros_like).collect(),
+        own: task.states().map(|(_, tensor)| tensor.detach().zeros_like()).collect(),
+        params,
+    }
+}
+
 impl TaskState {
+    /// The same state over the same memory.
+    pub(crate) fn alias(&self) -> Self {
+        let all = |tensors: &[Tensor]| tensors.iter().map(Tensor::shallow_clone).collect();
+        Self {
+            judged: self.judged.clone(),
+            params: self.params.shallow_clone(),
+            moments: all(&self.moments),
+            own: all(&self.own),
+            ..*self
+        }
+    }
+
+    /// All of it but the tensors.
+    pub(crate) fn header(&self) -> StateHeader {
+        StateHeader {
+            step: self.step,
+            skipped: self.skipped,
+            updates: self.updates,
+            judged: self.judged.clone(),
+            digest: self.digest,
+            moments: !self.moments.is_empty(),
+        }
+    }
+
     fn empty(task: &Task) -> Self {
         let params = Tensor::zeros([0], (Kind::Float, task.device()));
         let (judged, digest) = (Vec::new(), [0; 32]);
         Self { step: 0, skipped: 0, updates: 0, judged, digest, params, moments: Vec::new(), own: Vec::new() }
-    }
-
-    /// Bytes of its tensors.
-    pub(crate) fn bytes(&self) -> usize {
-        let all = self.moments.iter().chain(&self.own).chain([&self.params]);
-        all.map(|tensor| tensor.numel() * tensor.kind().elt_size_in_bytes()).sum()
     }
 }

@@ -10,7 +10,7 @@ use tch::Tensor;
 
 use super::batch::Ground;
 use super::objective::Objective;
-use super::state::TaskState;
+use super::state::{StateHeader, TaskState};
 use crate::flat::FlatLayout;
 use crate::gate::Gatekeeper;
 use crate::optim::{self, Optimizer, Span};
@@ -81,6 +81,8 @@ pub(crate) struct Task {
     pub(super) state_digest: [u8; 32],
     /// False while an update is half applied: should that fail, what it holds is no state.
     pub(super) whole: bool,
+    /// Loss of the last step.
+    pub(crate) loss: f64,
 }
 
 impl Task {
@@ -96,7 +98,7 @@ impl Task {
         let spans = Span::of(plan.trained().map(|tensor| (tensor.numel() as i64, config.lr_scale(tensor))));
         let (step, skipped, pending) = (0, 0, None);
         let mut task =
-            Self { setup, layout, optimizer, spans, gate, step, skipped, pending, state_digest: [0; 32], whole: true };
+            Self { setup, layout, optimizer, spans, gate, step, skipped, pending, state_digest: [0; 32], whole: true, loss: f64::NAN };
         task.state_digest = task.digest()?;
         Ok(task)
     }
@@ -133,6 +135,16 @@ impl Task {
     /// A copy of what it holds; into the memory of `spare` when there is one.
     pub(crate) fn capture(&self, spare: Option<TaskState>) -> TaskState {
         super::state::capture(self, spare)
+    }
+
+    /// Steps done and the digest of what it holds, unless that is a half applied update.
+    pub(crate) fn whole_state(&self) -> Option<(u64, [u8; 32])> {
+        self.whole.then_some((self.step, self.state_digest))
+    }
+
+    /// An empty state of its shape, for what another rank sends.
+    pub(crate) fn blank(&self, header: &StateHeader) -> TaskState {
+        super::state::blank(self, header)
     }
 
     /// The rate of the next update.

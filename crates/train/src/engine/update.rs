@@ -70,7 +70,7 @@ pub(super) fn optim_step(group: &dyn Collective, task: &mut Task, word: Word) ->
     };
     task.step += 1;
     task.state_digest = task.digest()?;
-    task.whole = true;
+    (task.whole, task.loss) = (true, pending.loss);
     let said = agree::Said { step: task.step, digest: task.state_digest, word, fed: pending.fed };
     let agreed = agree::commit(group, name.as_str(), pending.lanes, &said)?;
     Ok(StepResult {

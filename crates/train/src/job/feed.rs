@@ -1,6 +1,6 @@
 //! The lines of the feed log, where there is one.
 
-use pleach_base::{Result, TaskName};
+use pleach_base::{Fence, Result, TaskName};
 
 use super::JobContext;
 use crate::engine::StepBatch;
@@ -24,7 +24,12 @@ pub(super) fn fed(cx: &JobContext<'_>, task: &TaskName, step: u64, batch: &StepB
 }
 
 /// Notes where this generation goes on.
-pub(super) fn resumed(cx: &JobContext<'_>, task: &TaskName, step: u64, source: ResumedFrom) -> Result<()> {
+pub(super) fn resumed(
+    cx: &JobContext<'_>,
+    task: &TaskName,
+    step: u64,
+    (source, made_by): (ResumedFrom, Fence),
+) -> Result<()> {
     let Some(feed) = &cx.feed else { return Ok(()) };
     feed.append(&FeedRow::Resume {
         v: FEED_VERSION,
@@ -34,5 +39,7 @@ pub(super) fn resumed(cx: &JobContext<'_>, task: &TaskName, step: u64, source: R
         term: cx.fence.term.0,
         generation: cx.fence.generation.0,
         source,
+        made_term: made_by.term.0,
+        made_generation: made_by.generation.0,
     })
 }

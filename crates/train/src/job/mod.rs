@@ -1,5 +1,5 @@
-//! The job loop: loads the model once, opens data, resumes each task from the newest durable step, trains the tasks in
-//! turn, evaluates, checkpoints in the background, and ends finished or drained.
+//! The job loop: loads the model and opens data once, settles with the other ranks where each task goes on, trains the
+//! tasks in turn, evaluates, checkpoints in the background, and ends finished, drained, or yielding to another gang.
 //!
 //! It runs on one plain thread and blocks. All ranks run the same loop; rank 0 alone writes to the store. Not here: who
 //! is in the gang (the worker joins it), what is retried (the coordinator decides), how a step works ([`crate::Engine`]).
@@ -11,12 +11,15 @@ mod feed;
 mod init;
 mod keepalive;
 mod meet;
+mod memory;
 mod model;
 mod ready;
 mod remote;
 mod resume;
 mod round;
+mod settle;
 mod task;
+mod uploads;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

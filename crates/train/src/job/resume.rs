@@ -1,28 +1,38 @@
-//! Where a task goes on: rank 0 takes the task over in the store, reads the newest durable step, and gives it to all.
+//! Where a task goes on when no memory reaches it: rank 0 takes the task over in the store, reads the newest durable step,
+//! and gives it to all.
 //!
 //! One reader instead of all of them: the ranks cannot pick different steps, and only rank 0 needs the store.
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
 
 use bytes::Bytes;
-use pleach_base::{Result, ResultExt as _, TaskName, code};
+use pleach_base::{Fence, Kind, Result, ResultExt as _, TaskName, code};
 use pleach_comm::Collective;
 use pleach_methods::files::Recorded;
-use pleach_store::{Snapshot, SnapshotFile, Store};
+use pleach_store::{Snapshot, SnapshotFile, Store, Writer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::broadcast;
-use super::checkpoint::{self, BASE_FINGERPRINT, Checkpoints, METRICS};
-use super::task::{Ground, JobTask};
-use crate::engine::Engine;
-use crate::feed::ResumedFrom;
+use super::checkpoint::{self, BASE_FINGERPRINT, METRICS};
+use super::task::Ground;
+use super::{JobContext, broadcast};
+use crate::observer::Level;
+
+/// How often a wait for the store looks whether it is still wanted.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long the store may take when there is a state in memory to go on from.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A durable step as every rank gets it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Resumed {
     pub(super) files: BTreeMap<String, Bytes>,
     pub(super) meta: Map<String, Value>,
+    /// The generation that wrote it.
+    pub(super) made_by: Fence,
 }
 
 /// What goes in front of the files: everything that is not bulk.
@@ -31,54 +41,88 @@ struct Header {
     /// Names and lengths, in the order in which the bytes follow.
     files: Vec<(String, usize)>,
     meta: Map<String, Value>,
+    made_by: Fence,
 }
 
-/// Takes the task over in the store on rank 0, and puts it where the newest durable step left it. Rank 0 fences first and
-/// reads then: nothing older can become durable behind the step that it finds. A collective call.
-pub(super) fn resume(
+/// The newest durable step, if it is newer than `known`, on every rank. Rank 0 fences first and reads then: nothing older
+/// can become durable behind the step that it finds. `writer` is then what it may write with. A collective call.
+///
+/// # Errors
+/// On rank 0 those of the store when nothing is known without it; `STORE_FENCED` always.
+pub(super) fn newest(
     ground: &Ground<'_>,
-    engine: &mut Engine<'_>,
-    task: &mut JobTask,
-    store: Option<&Store>,
-) -> Result<(Option<Checkpoints>, ResumedFrom)> {
+    task: &TaskName,
+    known: Option<u64>,
+    writer: &mut Option<Writer>,
+) -> Result<Option<Resumed>> {
     let cx = ground.cx;
-    let (mut found, mut checkpoints) = (None, None);
-    if let Some(store) = store {
-        let place = store.task(&cx.tenant, &cx.id, &task.name);
-        let writer = cx.runtime.block_on(place.fence(cx.fence))?;
-        if let Some(entry) = cx.runtime.block_on(place.newest())? {
-            found = Some(cx.runtime.block_on(place.read(&entry))?);
-            let below_root = checkpoint::below_root(store, &place);
-            cx.observer.durable(&checkpoint::durable_row(&task.name, &below_root, &entry));
-        }
-        let spec = &cx.job.spec.checkpoint;
-        checkpoints = Some(Checkpoints::start(&task.name, store, writer, spec, &cx.runtime, &cx.observer, &cx.stop));
-    }
-    let Some(resumed) = share(cx.group, found)? else {
-        engine.restore(&task.name, &task.untrained)?;
-        (task.metrics, task.saved_step) = (Map::new(), None);
-        return Ok((checkpoints, ResumedFrom::Fresh));
+    let found = match &ground.store {
+        Some(store) => match wait(cx, known.map(|_| PATIENCE), look(cx, store, task, known, writer)) {
+            Err(error) if known.is_some() && error.kind() != Kind::Fenced && !cx.stop.is_aborted() => {
+                let line = format!("task {task}: going on from memory without the store: {}", error.chain());
+                cx.observer.log(Level::Warn, &line);
+                None
+            }
+            other => other?,
+        },
+        None => None,
     };
-    resumed.check_base(&task.name, &ground.model.fingerprint)?;
-    engine.load(&task.name, &resumed.files)?;
-    task.metrics = resumed.metrics();
-    task.saved_step = Some(engine.step(&task.name)?);
-    Ok((checkpoints, ResumedFrom::Store))
+    share(cx.group, found)
+}
+
+async fn look(
+    cx: &JobContext<'_>,
+    store: &Store,
+    task: &TaskName,
+    known: Option<u64>,
+    writer: &mut Option<Writer>,
+) -> Result<Option<(Snapshot, Fence)>> {
+    if known.is_none() {
+        store.probe().await?;
+    }
+    let place = store.task(&cx.tenant, &cx.id, task);
+    *writer = Some(place.fence(cx.fence).await?);
+    let Some(entry) = place.newest().await? else { return Ok(None) };
+    if entry.step.is_some_and(|step| known.is_some_and(|known| step.0 <= known)) {
+        return Ok(None);
+    }
+    let found = place.read(&entry).await?;
+    let below_root = checkpoint::below_root(store, &place);
+    cx.observer.durable(&checkpoint::durable_row(task, &below_root, &entry));
+    Ok(Some((found, entry.fence)))
+}
+
+/// Waits for the store, at most `patience`; an abort ends it sooner.
+fn wait<T>(cx: &JobContext<'_>, patience: Option<Duration>, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let until = patience.map(|patience| cx.clock.elapsed() + patience);
+    cx.runtime.block_on(async {
+        let mut work = pin!(work);
+        loop {
+            if let Ok(done) = tokio::time::timeout(LOOK, &mut work).await {
+                return done;
+            }
+            cx.stop.check()?;
+            cx.observer.progress();
+            if until.is_some_and(|until| cx.clock.elapsed() >= until) {
+                return Err(code::STORE_UNREACHABLE.error("the store does not answer"));
+            }
+        }
+    })
 }
 
 /// The snapshot that rank 0 found, on every rank; `None` when there is none. A collective call.
 ///
 /// # Errors
 /// Those of [`Collective`].
-pub(super) fn share(group: &dyn Collective, found: Option<Snapshot>) -> Result<Option<Resumed>> {
+fn share(group: &dyn Collective, found: Option<(Snapshot, Fence)>) -> Result<Option<Resumed>> {
     let message = found.as_ref().map(pack).transpose()?.unwrap_or_default();
-    let message = Bytes::from(broadcast::bytes(group, message)?);
+    let message = Bytes::from(broadcast::bytes(group, 0, message)?);
     if message.is_empty() { Ok(None) } else { unpack(&message).map(Some) }
 }
 
-fn pack(snapshot: &Snapshot) -> Result<Vec<u8>> {
+fn pack((snapshot, made_by): &(Snapshot, Fence)) -> Result<Vec<u8>> {
     let files = snapshot.files.iter().map(|file| (file.name.clone(), file.bytes.len())).collect();
-    let header = serde_json::to_vec(&Header { files, meta: snapshot.meta.clone() })
+    let header = serde_json::to_vec(&Header { files, meta: snapshot.meta.clone(), made_by: *made_by })
         .or_code(code::INTERNAL, || "cannot pack a snapshot".to_owned())?;
     let mut message = (header.len() as u64).to_le_bytes().to_vec();
     message.extend(header);
@@ -102,7 +146,7 @@ fn unpack(message: &Bytes) -> Result<Resumed> {
         files.insert(name, message.slice(at..at + length));
         at += length;
     }
-    Ok(Resumed { files, meta: header.meta })
+    Ok(Resumed { files, meta: header.meta, made_by: header.made_by })
 }
 
 impl Resumed {
@@ -123,19 +167,20 @@ impl Resumed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pleach_base::Step;
+    use pleach_base::{Generation, Step, Term};
     use pleach_store::Gate;
     use serde_json::json;
 
-    fn snapshot() -> Snapshot {
+    fn snapshot() -> (Snapshot, Fence) {
         let meta = json!({"base_fingerprint": "aaaa", "metrics": {"eval/mrr": 0.5}});
-        Snapshot {
+        let snapshot = Snapshot {
             step: Step(3),
             files: vec![SnapshotFile::new("b", vec![1u8, 2, 3]), SnapshotFile::new("a", Vec::new())],
             gate: Gate::passed(),
             meta: meta.as_object().unwrap().clone(),
             ledger: Vec::new(),
-        }
+        };
+        (snapshot, Fence { term: Term(2), generation: Generation(5) })
     }
 
     #[test]
@@ -145,6 +190,7 @@ mod tests {
         assert_eq!(resumed.files["b"], vec![1u8, 2, 3]);
         assert_eq!(resumed.files["a"].len(), 0);
         assert_eq!(resumed.metrics()["eval/mrr"], 0.5);
+        assert_eq!(resumed.made_by.generation, Generation(5));
         assert_eq!(share(group.as_ref(), None).unwrap(), None);
         let whole = pack(&snapshot()).unwrap();
         for cut in [4, 12, whole.len() - 1] {

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use pleach_base::{Result, Step, code};
 use pleach_spec::job::Determinism;
 
-use super::checkpoint::{self, Checkpoints};
+use super::checkpoint;
 use super::model::Warm;
 use super::task::{Ground, JobTask};
-use super::{JobContext, Outcome, feed, meet, resume};
+use super::uploads::Checkpoints;
+use super::{JobContext, Outcome, feed, meet, settle};
 use crate::engine::{Engine, StepResult, Word};
 use crate::observer::{Level, StepRow};
 use crate::phase::Phase;
@@ -22,7 +23,11 @@ pub(super) fn run(cx: &JobContext<'_>, warm: &mut Warm) -> Result<Outcome> {
     let (model, tasks) = warm.ready(&cx.preparation())?;
     cx.stop.check()?;
     let engine = Engine::new(model.backbone.as_ref(), cx.group, Arc::clone(&cx.observer), Arc::clone(&cx.clock));
-    let mut round = Round { ground: Ground { cx, model }, engine, tasks, checkpoints: Vec::new() };
+    let store = match cx.group.rank() {
+        0 => Some(checkpoint::open(&cx.job.spec.checkpoint)?),
+        _ => None,
+    };
+    let mut round = Round { ground: Ground { cx, model, store }, engine, tasks, checkpoints: Vec::new() };
     let outcome = round.run();
     round.hand_back();
     outcome
@@ -53,10 +58,10 @@ struct Round<'a> {
 impl Round<'_> {
     fn run(&mut self) -> Result<Outcome> {
         meet::agree_on_ground(&self.ground, self.tasks)?;
-        self.settle()?;
+        let settled = self.settle()?;
+        self.ground.cx.observer.ready();
+        self.round_off(&settled)?;
         let cx = self.ground.cx;
-        cx.observer.ready();
-        self.evaluate_untrained()?;
         let wish = self.train()?;
         if wish == Wish::Yield {
             return Ok(Outcome::Yielded);
@@ -65,7 +70,7 @@ impl Round<'_> {
             self.save(index)?;
         }
         for checkpoints in self.checkpoints.iter().flatten() {
-            checkpoints.finish()?;
+            checkpoints.finish(wish == Wish::Drain)?;
         }
         let mut all_done = true;
         for task in self.tasks.iter() {
@@ -76,28 +81,38 @@ impl Round<'_> {
         Ok(if wish == Wish::Drain && !all_done { Outcome::Drained } else { Outcome::Finished })
     }
 
-    /// Lends the tasks to the engine and puts them where they go on.
-    fn settle(&mut self) -> Result<()> {
+    /// Lends the tasks to the engine and puts them where they go on; tells what each begins with.
+    fn settle(&mut self) -> Result<Vec<(u64, bool)>> {
         let cx = self.ground.cx;
         for task in self.tasks.iter_mut() {
             let lent = task.task.take();
             self.engine.adopt(lent.ok_or_else(|| code::INTERNAL.error("a task was not handed back"))?);
         }
-        let store = match cx.group.rank() {
-            0 => {
-                let store = checkpoint::open(&cx.job.spec.checkpoint)?;
-                cx.runtime.block_on(store.probe())?;
-                Some(store)
+        let mut settled = Vec::with_capacity(self.tasks.len());
+        for (task, begin) in self.tasks.iter().zip(settle::settle(&self.ground, &mut self.engine, self.tasks)?) {
+            feed::resumed(cx, &task.name, begin.step, (begin.source, begin.made_by))?;
+            task.introduce(cx, begin.step);
+            self.checkpoints.push(begin.checkpoints);
+            settled.push((begin.step, begin.rounded_off));
+        }
+        cx.stop.check()?;
+        Ok(settled)
+    }
+
+    /// Does what the last generation had still to do after the step that this one begins with. A checkpoint that it began
+    /// and did not end is begun anew.
+    fn round_off(&mut self, settled: &[(u64, bool)]) -> Result<()> {
+        let at_start = self.ground.cx.job.spec.eval.as_ref().is_some_and(|eval| eval.at_start);
+        for (index, (step, rounded_off)) in settled.iter().enumerate() {
+            match (step, rounded_off) {
+                (0, _) if at_start => self.evaluate(index)?,
+                (0, _) => {}
+                (step, false) => self.after(index, *step)?,
+                (step, true) if self.saves_at(index, *step) => self.save(index)?,
+                _ => {}
             }
-            _ => None,
-        };
-        for task in self.tasks.iter_mut() {
-            let (checkpoints, source) = resume::resume(&self.ground, &mut self.engine, task, store.as_ref())?;
-            self.checkpoints.push(checkpoints);
-            let step = self.engine.step(&task.name)?;
-            feed::resumed(cx, &task.name, step, source)?;
-            task.introduce(cx, step);
-            cx.stop.check()?;
+            let task = &mut self.tasks[index];
+            task.memory.round_off(&task.metrics);
         }
         Ok(())
     }
@@ -110,16 +125,6 @@ impl Round<'_> {
 
     fn save(&mut self, index: usize) -> Result<()> {
         self.tasks[index].save(&self.engine, &self.ground, self.checkpoints[index].as_ref())
-    }
-
-    fn evaluate_untrained(&mut self) -> Result<()> {
-        let wanted = self.ground.cx.job.spec.eval.as_ref().is_some_and(|eval| eval.at_start);
-        for index in 0..self.tasks.len() {
-            if wanted && self.engine.step(&self.tasks[index].name)? == 0 {
-                self.evaluate(index)?;
-            }
-        }
-        Ok(())
     }
 
     /// Steps of all tasks in turn; ends with what a rank asked for, or when all steps are done.
@@ -154,22 +159,32 @@ impl Round<'_> {
         feed::fed(cx, &task.name, step + 1, &batch)?;
         cx.observer.phase(Phase::BeforeForward);
         self.engine.forward_backward(&task.name, &batch)?;
-        let recorded = cx.recorded.step(&task.name);
-        let word = Word { wish: cx.stop.wish(), recorded, durable: 0 };
+        let word = Word { wish: cx.stop.wish(), ..self.knows(index) };
+        let task = &mut self.tasks[index];
         let result = self.engine.optim_step_saying(&task.name, word)?;
         let seconds = cx.clock.elapsed().saturating_sub(begun).as_secs_f64();
         task.metrics.clear();
         task.note("train/loss".to_owned(), result.loss);
-        self.commit(index, &result);
+        self.commit(index, &result)?;
         cx.observer.phase(Phase::AfterCommit);
         self.tell(index, &result, seconds);
-        self.after(index, result.step)?;
+        // A gang that is waited for ends at once; the next one does the rest.
+        if result.wish != Wish::Yield {
+            self.after(index, result.step)?;
+        }
         Ok(result.wish)
     }
 
-    /// Tells what is to be recorded of a step on which the ranks agreed.
-    fn commit(&self, index: usize, result: &StepResult) {
-        let (cx, task) = (self.ground.cx, &self.tasks[index]);
+    /// What this rank knows of a task beyond the gang: rank 0's word counts.
+    fn knows(&self, index: usize) -> Word {
+        let task = &self.tasks[index];
+        let durable = self.checkpoints[index].as_ref().map_or(0, Checkpoints::durable).max(task.memory.durable);
+        Word { recorded: self.ground.cx.recorded.step(&task.name), durable, ..Word::default() }
+    }
+
+    /// Keeps a step on which the ranks agreed, and tells what is to be recorded of it.
+    fn commit(&mut self, index: usize, result: &StepResult) -> Result<()> {
+        let (cx, task) = (self.ground.cx, &mut self.tasks[index]);
         let (epoch, positions) = task.data.plan().step(result.step - 1);
         let row = CommitRow {
             task: task.name.clone(),
@@ -185,10 +200,13 @@ impl Round<'_> {
             tokens: Some(result.tokens),
             unix_ms: cx.clock.now().0 as i64,
         };
+        let heard = (result.recorded, result.durable);
+        task.memory.agreed(self.engine.task(&task.name)?, row.clone(), &task.metrics, heard);
         if cx.group.rank() == 0 {
             cx.observer.commit(&row);
             cx.recorded.agreed(&task.name, result.step);
         }
+        self.checkpoints[index].as_ref().map_or(Ok(()), Checkpoints::pump)
     }
 
     /// What the job file wants after this step: an evaluation, then a checkpoint that carries its result.
@@ -199,13 +217,21 @@ impl Round<'_> {
         if job.eval.as_ref().is_some_and(|eval| done || every(eval.every)) {
             self.evaluate(index)?;
         }
-        if done || every(Some(job.checkpoint.every)) {
+        if self.saves_at(index, step) {
             self.save(index)?;
         }
+        let task = &mut self.tasks[index];
+        task.memory.round_off(&task.metrics);
         if done {
             self.ground.cx.observer.task(&self.tasks[index].status(step));
         }
         Ok(())
+    }
+
+    /// Whether the job file wants a checkpoint of this step.
+    fn saves_at(&self, index: usize, step: u64) -> bool {
+        let every = self.ground.cx.job.spec.checkpoint.every;
+        self.tasks[index].is_done(step) || (every > 0 && step.is_multiple_of(every))
     }
 
     fn evaluate(&mut self, index: usize) -> Result<()> {

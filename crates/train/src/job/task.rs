@@ -3,12 +3,15 @@
 use pleach_base::{Result, TaskName};
 use pleach_methods::TaskPlan;
 use pleach_spec::job::TaskSpec;
+use pleach_store::Store;
 use serde_json::{Map, Value, json};
 
 use super::JobContext;
-use super::checkpoint::{self, Checkpoints, Facts};
+use super::checkpoint::{self, Facts};
 use super::data::{SourceDigest, TaskData};
+use super::memory::Memory;
 use super::model::Model;
+use super::uploads::Checkpoints;
 use crate::engine::{Engine, Task, TaskState};
 use crate::eval::{EvalSet, Metric};
 use crate::observer::{Level, TaskStatus};
@@ -25,6 +28,8 @@ pub(super) struct JobTask {
     pub(super) task: Option<Task>,
     /// Before the first step.
     pub(super) untrained: TaskState,
+    /// The last ones, kept between generations.
+    pub(super) memory: Memory,
     /// What the manifest says of the last step: `train/loss`, `eval/NAME`.
     pub(super) metrics: Map<String, Value>,
     /// The newest step that was handed to the store, or came from it.
@@ -38,6 +43,8 @@ pub(super) struct JobTask {
 pub(super) struct Ground<'a> {
     pub(super) cx: &'a JobContext<'a>,
     pub(super) model: &'a Model,
+    /// On rank 0.
+    pub(super) store: Option<Store>,
 }
 
 impl JobTask {
@@ -57,6 +64,7 @@ impl JobTask {
             sources,
             untrained: task.capture(None),
             task: Some(task),
+            memory: Memory::default(),
             metrics: Map::new(),
             saved_step: None,
             trainable_line: plan.trainable_line(),
@@ -130,7 +138,8 @@ impl JobTask {
                 dataset_digest: self.data.digest(),
                 metrics: &self.metrics,
             };
-            checkpoints.submit(checkpoint::snapshot(engine.save(&self.name)?, &facts))?;
+            let ledger = self.memory.ledger.iter().cloned().collect();
+            checkpoints.submit(checkpoint::snapshot(engine.save(&self.name)?, &facts, ledger))?;
         }
         self.saved_step = Some(step);
         Ok(())
