@@ -97,8 +97,19 @@ impl Task {
         let (plan, config) = (setup.adapter.plan(), setup.adapter.config());
         let spans = Span::of(plan.trained().map(|tensor| (tensor.numel() as i64, config.lr_scale(tensor))));
         let (step, skipped, pending) = (0, 0, None);
-        let mut task =
-            Self { setup, layout, optimizer, spans, gate, step, skipped, pending, state_digest: [0; 32], whole: true, loss: f64::NAN };
+        let mut task = Self {
+            setup,
+            layout,
+            optimizer,
+            spans,
+            gate,
+            step,
+            skipped,
+            pending,
+            state_digest: [0; 32],
+            whole: true,
+            loss: f64::NAN,
+        };
         task.state_digest = task.digest()?;
         Ok(task)
     }

@@ -88,8 +88,9 @@ impl Round<'_> {
             let lent = task.task.take();
             self.engine.adopt(lent.ok_or_else(|| code::INTERNAL.error("a task was not handed back"))?);
         }
-        let mut settled = Vec::with_capacity(self.tasks.len());
-        for (task, begin) in self.tasks.iter().zip(settle::settle(&self.ground, &mut self.engine, self.tasks)?) {
+        let begins = settle::settle(&self.ground, &mut self.engine, self.tasks)?;
+        let mut settled = Vec::with_capacity(begins.len());
+        for (task, begin) in self.tasks.iter().zip(begins) {
             feed::resumed(cx, &task.name, begin.step, (begin.source, begin.made_by))?;
             task.introduce(cx, begin.step);
             self.checkpoints.push(begin.checkpoints);
