@@ -67,6 +67,7 @@ fn needs(job: &Job) -> Needs {
         max_workers: workers.max,
         lanes: job.spec.train.lanes.unwrap_or(1),
         restarts: workers.restarts,
+        priority: workers.priority,
     }
 }
 

@@ -1,8 +1,13 @@
 //! From events to transitions.
 
+mod commits;
 mod ending;
 mod leases;
+mod pace;
+mod prepare;
+mod reattach;
 mod reports;
+mod trouble;
 
 pub(crate) use reports::count;
 
@@ -16,9 +21,11 @@ use crate::state::{State, Turn};
 impl State {
     /// Takes in one event at time `now` (monotonic; an earlier time than before is harmless) and says what to do.
     ///
-    /// Every event also lets time pass: expired leases, overdue drains and waiting jobs are looked at each time.
+    /// Every event also lets time pass: expired leases, troubled gangs, overdue drains and waiting jobs are looked at
+    /// each time.
     pub fn apply(&mut self, now: Duration, event: Event) -> Vec<Effect> {
         let mut turn = Turn::new(now);
+        self.begin(now);
         match event {
             Event::Submitted { job, needs } => self.submitted(&mut turn, job, needs),
             Event::CancelAsked { job, reason } => self.cancel_asked(&mut turn, &job, &reason),
@@ -28,13 +35,16 @@ impl State {
             }
             Event::Connected { worker } => self.connected(&mut turn, &worker),
             Event::Disconnected { worker } => self.disconnected(&mut turn, &worker),
-            Event::Heartbeat { worker, progress, idle, draining, part } => {
+            Event::Heartbeat { worker, progress, idle, draining, part, compute_us } => {
                 self.heartbeat(&mut turn, &worker, progress, (idle, draining), part);
+                self.paced(&mut turn, &worker, compute_us);
             }
             Event::Reported { worker, part, report } => self.reported(&mut turn, &worker, &part, report),
             Event::Tick => {}
         }
         self.expire_leases(&mut turn);
+        self.expire_preparations(&mut turn);
+        self.judge(&mut turn);
         self.abort_overdue(&mut turn);
         self.schedule(&mut turn);
         turn.finish()

@@ -34,4 +34,13 @@ impl Head {
     pub fn step(&self) -> Step {
         self.recent.back().map_or(Step(0), |commit| commit.step)
     }
+
+    /// Adds a record; it takes the place of those from its step on.
+    pub(crate) fn record(&mut self, commit: Commit) {
+        self.recent.retain(|before| before.step < commit.step);
+        self.recent.push_back(commit);
+        if self.recent.len() > KEPT {
+            self.recent.pop_front();
+        }
+    }
 }

@@ -60,6 +60,8 @@ pub enum Event {
         draining: bool,
         /// What it works on, if it says.
         part: Option<Part>,
+        /// Microseconds that it computed in its last step; 0 when unknown.
+        compute_us: u64,
     },
     /// A worker reports something about the generation that it works in.
     Reported {

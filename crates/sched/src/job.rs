@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use pleach_base::{Fence, Generation, JobId, Step, TaskName, Tenant, Term};
+use pleach_base::{Fence, Generation, JobId, Step, TaskName, Tenant, Term, WorkerId};
 use serde::{Deserialize, Serialize};
 
 use crate::commit::Head;
@@ -58,8 +58,11 @@ pub struct Needs {
     pub max_workers: u32,
     /// Lanes of a step; workers beyond them would have nothing to do.
     pub lanes: u32,
-    /// How often a generation may fail before the job does.
+    /// How many generations in a row may fail without recording a step before the job does.
     pub restarts: u32,
+    /// Jobs of a higher priority go first, and take workers from those of a lower one. Usually 0.
+    #[serde(default)]
+    pub priority: i32,
 }
 
 impl Needs {
@@ -152,7 +155,7 @@ pub struct Job {
     pub gang: Option<Gang>,
     /// Generations that failed.
     pub restarts: u32,
-    /// Generations that failed since a checkpoint became durable.
+    /// Generations that failed since a step was recorded or a checkpoint became durable.
     pub failures_in_a_row: u32,
     /// What is recorded of every task.
     #[serde(default)]
@@ -164,6 +167,15 @@ pub struct Job {
     /// No gang is formed before this time.
     #[serde(skip)]
     pub hold_until: Duration,
+    /// The next gang is formed as soon as there are enough workers, from the survivors of the last.
+    #[serde(skip)]
+    pub hurry: bool,
+    /// The members of the last gang, by rank: they may hold state that nobody else has.
+    #[serde(default)]
+    pub holders: Vec<WorkerId>,
+    /// Until then the holders are kept for this job.
+    #[serde(skip)]
+    pub keep_until: Duration,
     /// Since when there are enough workers to start, while it is queued.
     #[serde(skip)]
     pub enough_since: Option<Duration>,
@@ -187,6 +199,9 @@ impl Job {
             durable: Step(0),
             failure: None,
             hold_until: Duration::ZERO,
+            hurry: false,
+            holders: Vec::new(),
+            keep_until: Duration::ZERO,
             enough_since: None,
             cancel: None,
         }
@@ -196,6 +211,11 @@ impl Job {
     #[must_use]
     pub fn placeholder(needs: Needs) -> Self {
         Self::new(0, needs)
+    }
+
+    /// The order in which jobs are served: by priority, then by age.
+    pub(crate) fn place(&self) -> (std::cmp::Reverse<i32>, u64) {
+        (std::cmp::Reverse(self.needs.priority), self.order)
     }
 
     /// The fence of the newest generation.

@@ -4,10 +4,11 @@
 //! persist and carry out. Nothing here waits, reads a clock, draws a random number or knows a wire format, so a seeded
 //! simulation can run thousands of histories a second against the very code that the coordinator runs.
 //!
-//! Deliberately not here: job files (the caller extracts [`Needs`]), metrics, priorities and quotas.
+//! Deliberately not here: job files (the caller extracts [`Needs`]), metrics and quotas.
 
 mod apply;
 mod commit;
+pub mod cover;
 mod effect;
 mod event;
 mod form;
@@ -22,8 +23,8 @@ mod worker;
 pub use commit::{Commit, Head, KEPT};
 pub use effect::{Assignment, Effect, StopMode};
 pub use event::{Event, Part, Report};
-pub use gang::{Ending, EndingWhy, Gang, Member, MemberState};
+pub use gang::{Doubt, Ending, EndingWhy, Gang, Member, MemberState, Trouble};
 pub use job::{Failure, Job, JobKey, JobState, Needs};
 pub use settings::Settings;
 pub use state::{FORMAT_VERSION, State};
-pub use worker::Worker;
+pub use worker::{Pace, Record, Warm, Worker};

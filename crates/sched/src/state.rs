@@ -7,6 +7,7 @@ use pleach_base::{Fence, Term, WorkerId};
 use serde::{Deserialize, Serialize};
 
 use crate::effect::{Assignment, Effect, StopMode};
+use crate::gang::{Gang, MemberState};
 use crate::job::{Job, JobKey, JobState};
 use crate::settings::Settings;
 use crate::worker::Worker;
@@ -34,6 +35,9 @@ pub struct State {
     pub superseded: BTreeMap<String, Vec<u64>>,
     /// `order` of the next job.
     pub next_order: u64,
+    /// When this leader took in its first event.
+    #[serde(skip)]
+    pub started_at: Option<Duration>,
 }
 
 impl State {
@@ -48,17 +52,33 @@ impl State {
             jobs: BTreeMap::new(),
             superseded: BTreeMap::new(),
             next_order: 1,
+            started_at: None,
         }
     }
 
-    /// The state of a new leader that knows only the stored jobs. Gangs of the leader before are gone: their jobs are
-    /// queued and form again when workers have registered, or end if they were asked to.
+    /// The state of a new leader that knows only the stored jobs. Gangs of the leader before may train on: they are kept
+    /// as they are, and their members come back one by one.
     #[must_use]
     pub fn recover(term: Term, settings: Settings, jobs: impl IntoIterator<Item = (JobKey, Job)>) -> Self {
         let mut state = Self::new(term, settings);
         for (key, mut job) in jobs {
-            if !job.state.is_terminal() {
-                job.gang = None;
+            // A gang that had begun to end can only end: its ranks are stopped when they come back.
+            let ended = |gang: &Gang| gang.members.iter().any(|member| member.state == MemberState::Gone);
+            let cancelled = job.cancel.is_some();
+            if let Some(gang) = job.gang.take_if(|gang| gang.is_gone() || ended(gang) && !cancelled) {
+                job.holders = gang.members.into_iter().map(|member| member.worker).collect();
+                job.hurry = true;
+            }
+            let members = job.gang.iter().flat_map(|gang| &gang.members);
+            for member in members.filter(|member| member.state != MemberState::Gone) {
+                state.workers.insert(member.worker.name.clone(), Worker::stored(member, &key));
+            }
+            if job.gang.is_some() {
+                if job.state == JobState::Running {
+                    job.reason =
+                        format!("generation {} goes on under a new leader; its members come back", job.generation);
+                }
+            } else if !job.state.is_terminal() {
                 (job.state, job.reason) = match &job.cancel {
                     Some(reason) => (JobState::Cancelled, format!("{reason}; the coordinator restarted meanwhile")),
                     None if job.state == JobState::Queued => (JobState::Queued, job.reason),
@@ -93,7 +113,7 @@ impl State {
             fence: job.fence(),
             rank: gang.rank_of(id)?,
             rendezvous_host: first.host.clone(),
-            rendezvous_port: self.worker(&first.worker).map_or(0, |worker| worker.rendezvous_port),
+            rendezvous_port: first.rendezvous_port,
             members: gang.members.clone(),
             heads: job.heads.clone(),
         })

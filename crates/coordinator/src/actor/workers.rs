@@ -76,7 +76,8 @@ impl Actor {
         let ack = v1::HeartbeatAck { term: self.term().0 };
         self.batch.order(&worker, v1::session_response::Message::Ack(ack));
         let (progress, idle, draining) = (beat.progress, beat.idle, beat.draining);
-        self.apply(Event::Heartbeat { worker, progress, idle, draining, part });
+        let compute_us = (beat.compute_seconds.max(0.0) * 1e6) as u64;
+        self.apply(Event::Heartbeat { worker, progress, idle, draining, part, compute_us });
     }
 
     /// A row of the step log. Only rank 0 of the current generation writes it.

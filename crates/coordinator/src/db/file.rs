@@ -327,7 +327,7 @@ mod tests {
     }
 
     fn record() -> JobRecord {
-        let needs = Needs { min_workers: 1, max_workers: 1, lanes: 1, restarts: 0 };
+        let needs = Needs { min_workers: 1, max_workers: 1, lanes: 1, restarts: 0, priority: 0 };
         JobRecord {
             format_version: FORMAT_VERSION,
             spec: "{}".into(),

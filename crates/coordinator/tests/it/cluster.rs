@@ -27,14 +27,13 @@ pub(crate) struct Cluster {
 
 pub(crate) fn fast() -> Settings {
     Settings {
-        grace: Duration::from_secs(60),
         lease_ttl: Duration::from_millis(900),
         stall_grace: Duration::from_secs(5),
         settle: Duration::from_millis(300),
         retry: Duration::from_millis(50),
         retry_max: Duration::from_secs(1),
-        grow_every: Duration::from_secs(60),
         drain_timeout: Duration::from_secs(20),
+        ..Settings::default()
     }
 }
 

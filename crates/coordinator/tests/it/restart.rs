@@ -2,10 +2,10 @@
 
 use pleach_base::code;
 use pleach_proto::status::from_status;
-use pleach_proto::v1::Finished;
 use pleach_proto::v1::JobState;
 use pleach_proto::v1::report_request::Report;
 use pleach_proto::v1::watch_job_response::Update;
+use pleach_proto::v1::{Assignment, Drained, Finished, StopMode};
 
 use crate::cluster::{Cluster, all};
 
@@ -33,19 +33,22 @@ async fn jobs_survive_and_run_again_under_a_new_term() {
     let done = cluster.get("done").await.unwrap();
     assert_eq!((done.state(), done.tasks[0].durable_step), (JobState::Succeeded, 8));
     let cut = cluster.get("cut").await.unwrap();
-    assert_eq!((cut.state(), cut.tasks[0].step, cut.tasks[0].durable_step), (JobState::Queued, 1, 1));
+    assert_eq!((cut.state(), cut.tasks[0].step, cut.tasks[0].durable_step), (JobState::Running, 1, 1));
     assert_eq!(cut.created_unix_ms, before.created_unix_ms);
     let spec = cluster.spec("cut", 1, 1);
     assert!(!cluster.submit(spec).await.unwrap().1, "still the same job");
 
     let mut a = cluster.worker("a", 1).await;
-    let refused = a.report(&old, Report::Finished(Finished {})).await.unwrap_err();
-    assert_eq!(from_status(&refused).code(), code::FENCED, "the fence of the term before");
+    let same = a.assignment().await;
+    assert_eq!((same.term, same.generation), (old.term, old.generation), "the gang of the leader before goes on");
+    a.finish(&old).await;
+    let spec = cluster.spec("next", 1, 1);
+    cluster.submit(spec).await.unwrap();
     let next = a.assignment().await;
     assert!(next.term > old.term);
-    assert_eq!(next.generation, old.generation + 1);
-    a.ready(&next).await;
-    a.finish(&next).await;
+    let stale = Assignment { term: old.term, ..next.clone() };
+    let refused = a.report(&stale, Report::Finished(Finished {})).await.unwrap_err();
+    assert_eq!(from_status(&refused).code(), code::FENCED, "a fence of the term before");
     cluster.until("cut", JobState::Succeeded).await;
 
     let seen = all(cluster.watch("cut", 0).await).await;
@@ -100,5 +103,9 @@ async fn a_job_that_was_being_cancelled_does_not_come_back_to_life() {
     a.ready(&at).await;
     assert_eq!(cluster.cancel("j").await.unwrap().state(), JobState::Stopping);
     cluster.restart().await;
-    assert_eq!(cluster.get("j").await.unwrap().state(), JobState::Cancelled);
+    assert_eq!(cluster.get("j").await.unwrap().state(), JobState::Stopping, "its worker may still drain");
+    let mut a = cluster.worker("a", 1).await;
+    assert_eq!(a.stop().await.mode(), StopMode::Drain);
+    a.report(&at, Report::Drained(Drained {})).await.unwrap();
+    cluster.until("j", JobState::Cancelled).await;
 }

@@ -9,8 +9,8 @@ use pleach_proto::v1::session_request::Message;
 use pleach_proto::v1::session_response::Message as Order;
 use pleach_proto::v1::worker_service_client::WorkerServiceClient;
 use pleach_proto::v1::{
-    Assignment, Durable, Finished, Heartbeat, Ready, RegisterRequest, ReportRequest, SessionRequest, SessionResponse,
-    StepRow, Stop,
+    Assignment, Durable, Finished, Heartbeat, Prepared, Ready, RegisterRequest, ReportRequest, SessionRequest,
+    SessionResponse, StepRow, Stop,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -32,9 +32,10 @@ pub(crate) struct Worker {
     name: String,
     incarnation: u64,
     requests: mpsc::Sender<SessionRequest>,
-    orders: Streaming<SessionResponse>,
+    orders: mpsc::UnboundedReceiver<Result<Order, Status>>,
     shown: Arc<Shown>,
     beats: JoinHandle<()>,
+    listens: JoinHandle<()>,
     pub(crate) reports: u64,
 }
 
@@ -42,6 +43,7 @@ impl Drop for Worker {
     /// As a killed process: the stream breaks, and nothing more is heard.
     fn drop(&mut self) {
         self.beats.abort();
+        self.listens.abort();
     }
 }
 
@@ -63,18 +65,13 @@ impl Worker {
         let orders = client.session(ReceiverStream::new(stream)).await?.into_inner();
         let every = Duration::from_millis(lease.lease_ttl_ms / 3);
         let beats = tokio::spawn(beat(name.to_owned(), incarnation, requests.clone(), Arc::clone(&shown), every));
-        Ok(Self { client, name: name.into(), incarnation, requests, orders, shown, beats, reports: 0 })
+        let (listens, orders) = listen(client.clone(), name.to_owned(), incarnation, orders);
+        Ok(Self { client, name: name.into(), incarnation, requests, orders, shown, beats, listens, reports: 0 })
     }
 
-    /// The next order that is no acknowledgement.
+    /// The next order that is no acknowledgement, and no request to get ready.
     pub(crate) async fn order(&mut self) -> Result<Option<Order>, Status> {
-        loop {
-            let next = tokio::time::timeout(LIMIT, self.orders.message()).await.expect("an order in time")?;
-            match next.map(|answer| answer.message) {
-                Some(Some(Order::Ack(_)) | None) => {}
-                other => return Ok(other.flatten()),
-            }
-        }
+        tokio::time::timeout(LIMIT, self.orders.recv()).await.expect("an order in time").transpose()
     }
 
     /// The next assignment; orders to stop before it are obeyed.
@@ -175,6 +172,45 @@ impl Worker {
         self.report(at, Report::Finished(Finished {})).await.unwrap();
         self.idle();
     }
+}
+
+/// Reads orders; says at once that it is ready when it is asked to get ready.
+fn listen(
+    mut client: WorkerServiceClient<Channel>,
+    worker: String,
+    incarnation: u64,
+    mut orders: Streaming<SessionResponse>,
+) -> (JoinHandle<()>, mpsc::UnboundedReceiver<Result<Order, Status>>) {
+    let (send, receive) = mpsc::unbounded_channel();
+    let reading = tokio::spawn(async move {
+        loop {
+            let order = match orders.message().await {
+                Ok(Some(SessionResponse { message: Some(order) })) => order,
+                Ok(Some(SessionResponse { message: None })) => continue,
+                Ok(None) => return,
+                Err(status) => return drop(send.send(Err(status))),
+            };
+            match order {
+                Order::Ack(_) => {}
+                Order::Prepare(at) => {
+                    let request = ReportRequest {
+                        worker: worker.clone(),
+                        incarnation,
+                        report_seq: 0,
+                        tenant: at.tenant,
+                        job: at.job,
+                        term: at.term,
+                        generation: at.generation,
+                        report: Some(Report::Prepared(Prepared {})),
+                    };
+                    // It may be wanted elsewhere by now.
+                    let _ = client.report(request).await;
+                }
+                other => drop(send.send(Ok(other))),
+            }
+        }
+    });
+    (reading, receive)
 }
 
 async fn beat(

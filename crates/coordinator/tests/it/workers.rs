@@ -58,8 +58,15 @@ async fn a_new_process_of_the_same_name_replaces_the_old_one_at_once() {
     let (mut a, mut b, at) = pair(&mut cluster).await;
     let mut reborn = cluster.worker("b", 2).await;
     assert_eq!(a.stop().await.mode(), StopMode::Abort);
+    let alone = a.assignment().await;
+    assert_eq!((alone.generation, alone.world), (2, 1), "the survivor waits for nobody");
+    // The other one gets ready meanwhile, and joins at a step boundary.
+    a.ready(&alone).await;
+    assert_eq!(a.stop().await.mode(), StopMode::Yield);
+    a.report(&alone, Report::Drained(Drained {})).await.unwrap();
+    a.idle();
     let (first, second) = (a.assignment().await, reborn.assignment().await);
-    assert_eq!((first.generation, second.generation, second.rank), (2, 2, 1));
+    assert_eq!((first.generation, second.generation, second.rank), (3, 3, 1));
     assert!(matches!(b.order().await, Ok(None) | Err(_)), "the old session ended");
     assert_eq!(from_status(&b.report(&at[1], Report::Drained(Drained {})).await.unwrap_err()).code(), code::FENCED);
     let back = Worker::join(&cluster.url(), "b", 1).await;
@@ -131,8 +138,8 @@ async fn a_worker_that_leaves_is_let_go_at_a_step_boundary() {
     let mut cluster = Cluster::start().await;
     let (mut a, mut b, at) = pair(&mut cluster).await;
     b.drain();
-    assert_eq!(a.stop().await.mode(), StopMode::Drain);
-    assert_eq!(b.stop().await.mode(), StopMode::Drain);
+    assert_eq!(a.stop().await.mode(), StopMode::Yield);
+    assert_eq!(b.stop().await.mode(), StopMode::Yield);
     b.report(&at[1], Report::Drained(Drained {})).await.unwrap();
     b.idle();
     a.report(&at[0], Report::Drained(Drained {})).await.unwrap();

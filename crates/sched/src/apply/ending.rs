@@ -20,13 +20,17 @@ impl State {
             return self.set_state(turn, key, JobState::Cancelled, reason);
         }
         self.set_state(turn, key, JobState::Stopping, format!("{reason}; finishes the step and a checkpoint"));
-        self.drain(turn, key, EndingWhy::Cancel, reason.to_owned());
+        self.drain(turn, key, EndingWhy::Cancel, StopMode::Drain, reason.to_owned());
     }
 
-    /// Asks a gang to stop at a step boundary. A gang that drains already is not asked twice; a wish to cancel overrides
-    /// a wish to form again.
-    pub(crate) fn drain(&mut self, turn: &mut Turn, key: &JobKey, why: EndingWhy, reason: String) {
-        let deadline = turn.now + self.settings.drain_timeout;
+    /// Asks a gang to stop at a step boundary. A gang that ends already is not asked twice; a wish to cancel overrides a
+    /// wish to form again.
+    pub(crate) fn drain(&mut self, turn: &mut Turn, key: &JobKey, why: EndingWhy, mode: StopMode, reason: String) {
+        let patience = match mode {
+            StopMode::Yield => self.settings.yield_timeout,
+            StopMode::Drain | StopMode::Abort => self.settings.drain_timeout,
+        };
+        let deadline = turn.now + patience;
         let Some(job) = self.jobs.get_mut(key) else { return };
         let fence = job.fence();
         let Some(gang) = &mut job.gang else { return };
@@ -34,26 +38,27 @@ impl State {
             if why == EndingWhy::Cancel {
                 ending.why = why;
                 ending.reason = reason;
+                turn.changed(key);
             }
             return;
         }
         turn.changed(key);
-        turn.note(Some(key), "Draining", None, format!("generation {} is asked to drain: {reason}", fence.generation));
+        let what = if mode == StopMode::Yield { "pauses" } else { "is asked to drain" };
+        turn.note(Some(key), "Draining", None, format!("generation {} {what}: {reason}", fence.generation));
         for member in gang.members.iter().filter(|member| member.state != MemberState::Gone) {
-            turn.stop(&member.worker, Some((key, fence)), StopMode::Drain, reason.clone());
+            turn.stop(&member.worker, Some((key, fence)), mode, reason.clone());
         }
-        gang.ending = Some(Ending { why, reason, deadline });
+        gang.ending = Some(Ending { why, mode, reason, deadline });
     }
 
-    /// A rank works no more although it was not asked to end: it was lost, or failed.
+    /// A rank works no more although it was not asked to end: its lease is gone.
     pub(super) fn member_lost(&mut self, turn: &mut Turn, key: &JobKey, id: &WorkerId, why: &str) {
-        if self.member_gone(turn, key, id) == Some(EndingWhy::Cancel) {
-            return;
+        if self.member_gone(turn, key, id) != Some(EndingWhy::Cancel) {
+            self.end_generation(turn, key, &format!("{id} was lost: {why}"), true);
         }
-        self.fail_generation(turn, key, &format!("{id} was lost: {why}"));
     }
 
-    /// Marks a rank as gone; says why its gang drains, if it does. A gang that has drained dissolves.
+    /// Marks a rank as gone; says why its gang ends, if it does. A gang that has drained dissolves.
     pub(super) fn member_gone(&mut self, turn: &mut Turn, key: &JobKey, id: &WorkerId) -> Option<EndingWhy> {
         let gang = self.jobs.get_mut(key)?.gang.as_mut()?;
         let rank = gang.rank_of(id)?;
@@ -69,10 +74,15 @@ impl State {
     /// Called when a rank drained: the last one dissolves a gang that is to form again.
     pub(super) fn reform_if_gone(&mut self, turn: &mut Turn, key: &JobKey) {
         let Some(gang) = self.jobs.get(key).and_then(|job| job.gang.as_ref()) else { return };
-        let Some(ending) = gang.ending.as_ref().filter(|_| gang.is_gone()) else { return };
+        let Some(ending) = gang.ending.as_ref().filter(|_| gang.is_gone() && gang.trouble.is_none()) else { return };
         if ending.why == EndingWhy::Reform {
-            let reason = format!("forms again: {}", ending.reason);
+            let (mode, reason) = (ending.mode, format!("forms again: {}", ending.reason));
             self.dissolve(turn, key, "");
+            if let Some(job) = self.jobs.get_mut(key) {
+                job.hurry = mode == StopMode::Yield;
+                // A drained gang has its newest step in the store.
+                job.keep_until = if mode == StopMode::Yield { job.keep_until } else { turn.now };
+            }
             self.set_state(turn, key, JobState::Queued, reason);
         }
     }
@@ -93,17 +103,28 @@ impl State {
         }
     }
 
-    /// Ends a generation that failed; the job forms again while its budget lasts.
+    /// Ends a generation that failed with nobody to blame; the job forms again after a wait while its budget lasts.
     pub(super) fn fail_generation(&mut self, turn: &mut Turn, key: &JobKey, why: &str) {
+        self.end_generation(turn, key, why, false);
+    }
+
+    /// Ends a generation that failed. When the `culprit` is known and out, the survivors go on at once. Failures count
+    /// against the budget until a step is recorded: a job that gets on may lose workers without end.
+    pub(super) fn end_generation(&mut self, turn: &mut Turn, key: &JobKey, why: &str, culprit: bool) {
+        let advanced = self.jobs.get(key).and_then(|job| job.gang.as_ref()).is_some_and(|gang| gang.advanced);
         self.dissolve(turn, key, why);
+        let backoff = |failures| self.settings.backoff(failures);
+        let failures = self.jobs.get(key).map_or(0, |job| job.failures_in_a_row) + 1;
+        let wait = if culprit { std::time::Duration::ZERO } else { backoff(failures) };
         let Some(job) = self.jobs.get_mut(key) else { return };
         job.restarts += 1;
-        job.failures_in_a_row += 1;
-        job.hold_until = turn.now + self.settings.backoff(job.failures_in_a_row);
-        let (generation, restarts, budget) = (job.generation, job.restarts, job.needs.restarts);
+        job.failures_in_a_row = if culprit && advanced { 0 } else { failures };
+        job.hold_until = turn.now + wait;
+        job.hurry = culprit;
+        let (generation, budget) = (job.generation, job.needs.restarts);
         turn.note(Some(key), "GenerationEnded", None, format!("generation {generation} ended: {why}"));
         turn.changed(key);
-        if restarts > budget {
+        if job.failures_in_a_row > budget {
             let message = format!("generation {generation} ended ({why}) after {budget} restarts, which is the limit");
             let hint = "mend the cause, raise `spec.workers.restarts`, and submit again".to_owned();
             let failure = Failure { code: code::RESTARTS_SPENT.id.into(), message, hint };
@@ -133,10 +154,13 @@ impl State {
     /// Takes a gang apart: its workers are free, and those that still work are told to stop at once. Ranks beside the
     /// first of a job that succeeded are done too, or nearly, and need no telling.
     fn dissolve(&mut self, turn: &mut Turn, key: &JobKey, why: &str) {
+        let grace = self.settings.grace;
         let Some(job) = self.jobs.get_mut(key) else { return };
         let fence = job.fence();
         job.enough_since = None;
         let Some(gang) = job.gang.take() else { return };
+        job.holders = gang.members.iter().map(|member| member.worker.clone()).collect();
+        job.keep_until = turn.now + grace;
         turn.changed(key);
         for member in gang.members {
             let Some(worker) = self.worker_mut(&member.worker).filter(|worker| worker.job.as_ref() == Some(key)) else {

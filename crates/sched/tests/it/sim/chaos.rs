@@ -38,7 +38,7 @@ impl Sim {
         let min_workers = 1 + self.rng.below(u64::from(max_workers)) as u32;
         let restarts = if self.chance(25) { 0 } else { 10_000 };
         let lanes = max_workers + self.rng.below(3) as u32;
-        let needs = Needs { min_workers, max_workers, lanes, restarts };
+        let needs = Needs { min_workers, max_workers, lanes, restarts, priority: self.rng.below(3) as i32 };
         self.apply(Event::Submitted { job: JobKey::new("default", format!("j{}", self.submitted)), needs });
     }
 

@@ -21,6 +21,7 @@ pub(crate) struct SimWorker {
     next_join: Duration,
     seen: BTreeSet<(JobKey, Fence)>,
     work: Option<Work>,
+    prepares: Option<(Part, Duration)>,
 }
 
 struct Work {
@@ -53,6 +54,7 @@ impl SimWorker {
             next_join: Duration::ZERO,
             seen: BTreeSet::new(),
             work: None,
+            prepares: None,
         }
     }
 
@@ -70,6 +72,7 @@ impl Sim {
         let loaded_at = self.now + self.delay(1500);
         let worker = &mut self.workers[index];
         match order {
+            Order::Prepare(part) => worker.prepares = Some((part, loaded_at)),
             Order::Assign(assignment) => {
                 if worker.seen.insert((assignment.job.clone(), assignment.fence)) {
                     worker.work = Some(Work {
@@ -127,6 +130,10 @@ impl Sim {
             if !self.workers[index].acts(self.now) {
                 continue;
             }
+            if self.workers[index].prepares.as_ref().is_some_and(|(_, at)| self.now >= *at) {
+                let (part, _) = self.workers[index].prepares.take().unwrap();
+                self.report(index, part, Report::Prepared);
+            }
             self.load(index);
             let worker = &self.workers[index];
             if worker.draining && worker.work.is_none() && worker.session.is_some() {
@@ -174,6 +181,7 @@ impl Sim {
                 idle: worker.work.is_none(),
                 draining: worker.draining,
                 part: worker.work.as_ref().map(Work::part),
+                compute_us: 0,
             };
             self.send(now + delay, Message::ToCoordinator { event, from: index, opens: None });
         }
