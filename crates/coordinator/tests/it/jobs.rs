@@ -174,7 +174,13 @@ async fn checkpoints_are_what_the_store_says() {
     let mut writer = task.fence(Fence { term: Term(1), generation: Generation(1) }).await.unwrap();
     for step in [4, 8] {
         let files = vec![SnapshotFile::new("adapter_model.safetensors", vec![step as u8; 10])];
-        let snapshot = Snapshot { step: Step(step), files, gate: Gate::passed(), meta: serde_json::Map::new(), ledger: Vec::new() };
+        let snapshot = Snapshot {
+            step: Step(step),
+            files,
+            gate: Gate::passed(),
+            meta: serde_json::Map::new(),
+            ledger: Vec::new(),
+        };
         writer.commit(&snapshot).await.unwrap();
     }
     let mut client = CheckpointServiceClient::connect(cluster.url()).await.unwrap();

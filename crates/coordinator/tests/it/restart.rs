@@ -83,6 +83,8 @@ async fn numbers_that_a_watcher_may_have_seen_are_not_given_out_again() {
     std::fs::write(&state, killed).unwrap();
     cluster.restart().await;
     cluster.cancel("j").await.unwrap();
+    let mut a = cluster.worker("a", 1).await;
+    a.report(&at, Report::Drained(Drained {})).await.unwrap();
     let rest = all(cluster.watch("j", seen).await).await;
     let kinds: Vec<_> = rest
         .iter()
@@ -90,7 +92,7 @@ async fn numbers_that_a_watcher_may_have_seen_are_not_given_out_again() {
             |update| if let Some(Update::Event(event)) = &update.update { Some(event.kind.as_str()) } else { None },
         )
         .collect();
-    assert_eq!(kinds, ["CoordinatorRestarted", "Cancelled"]);
+    assert_eq!(kinds, ["CoordinatorRestarted", "Draining", "Reattached", "Cancelled"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

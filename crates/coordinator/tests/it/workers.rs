@@ -112,7 +112,7 @@ async fn a_report_that_comes_twice_counts_once() {
     let request = a.report_request(&at[0], 77, failed);
     a.client.report(request.clone()).await.unwrap();
     a.client.report(request).await.expect("a repeat is no news, and no error");
-    assert_eq!(cluster.get("j").await.unwrap().restarts, 1);
+    assert_eq!(cluster.until("j", JobState::Starting).await.restarts, 1);
     drop(b);
 }
 
