@@ -2,6 +2,7 @@
 //! trains, and says how it ended and whom it waited for in vain.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pleach_base::{Error, Fence, Generation, Result, ResultExt as _, SharedClock, Term, WorkerId, code};
 use pleach_comm::{Bind, Collective, Forming, GroupOptions, StoreAddr};
@@ -172,8 +173,11 @@ fn get_ready(
         .hint("the workers must reach each other at the addresses given by --listen-host"))
 }
 
+/// How long connecting the ranks of a gang may take, and waiting for all to come before that.
+const CONNECTED: Duration = Duration::from_secs(10);
+const ARRIVED: Duration = Duration::from_secs(60);
 /// Pauses between questions to members of the gang that do not answer.
-const ASK_AGAIN: [std::time::Duration; 3] = [std::time::Duration::from_millis(200); 3];
+const ASK_AGAIN: [Duration; 3] = [Duration::from_millis(200); 3];
 
 fn is(member: &Member, id: &WorkerId) -> bool {
     member.worker == id.name && member.incarnation == id.incarnation
@@ -263,6 +267,9 @@ fn join(
     options.bind = around.bind.as_deref().map(Bind::parse);
     options.checked = around.checked;
     options.forming = forming;
+    // The watchdog finds who does not answer much sooner. A rank that answers may have to end its step first, and a
+    // machine with many ranks is slow.
+    (options.setup_timeout, options.arrival_timeout) = (CONNECTED, ARRIVED);
     tracing::info!(
         "joining {}: RANK={rank} WORLD_SIZE={world} MASTER_ADDR={} MASTER_PORT={}",
         options.prefix,

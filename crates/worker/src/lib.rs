@@ -12,6 +12,7 @@ pub mod cli;
 pub mod commands;
 mod convert;
 mod coordinators;
+mod crew;
 mod fault;
 mod gang;
 mod heart;

@@ -2,9 +2,10 @@
 //! says that this worker's part is over. Records of steps that have gathered meanwhile go in one report.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
-use pleach_base::{Fence, JobId, Kind, Tenant, code};
+use pleach_base::{Fence, JobId, Kind, SharedClock, Tenant, code};
 use pleach_proto::status::from_status;
 use pleach_proto::v1::report_request::Report;
 use pleach_proto::v1::{CommitRecord, Commits, ReportRequest};
@@ -22,6 +23,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 const FENCED_TRIES: u32 = 3;
 /// Most records in one report.
 const BATCH: usize = 512;
+/// A stall that was seen longer ago is no news: it was told again since, or is over.
+const STALE: Duration = Duration::from_secs(2);
 
 /// Which part of which job something belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,12 +45,22 @@ enum Said {
 struct Item {
     part: Part,
     said: Said,
+    /// When it was handed in, by the worker's clock.
+    at: Duration,
+}
+
+impl Item {
+    fn is_stale(&self, now: Duration) -> bool {
+        let stalled = matches!(&self.said, Said::Report(report) if matches!(**report, Report::Stalled(_)));
+        stalled && now.saturating_sub(self.at) > STALE
+    }
 }
 
 /// Takes reports from any thread.
 #[derive(Clone)]
 pub(crate) struct Reporter {
     queue: mpsc::UnboundedSender<Item>,
+    clock: SharedClock,
     /// Reports handed in, and a view of how many are settled.
     handed_in: watch::Sender<u64>,
     settled: watch::Receiver<u64>,
@@ -55,13 +68,27 @@ pub(crate) struct Reporter {
 
 impl Reporter {
     /// Starts the task that sends. `fenced` hears of parts that the coordinator no longer takes reports of.
-    pub(crate) fn start(coordinators: Coordinators, identity: Identity, fenced: mpsc::UnboundedSender<Part>) -> Self {
+    pub(crate) fn start(
+        coordinators: Coordinators,
+        identity: Identity,
+        clock: SharedClock,
+        fenced: mpsc::UnboundedSender<Part>,
+    ) -> Self {
         let (queue, items) = mpsc::unbounded_channel();
         let (settle, settled) = watch::channel(0);
-        let sender =
-            Sender { coordinators, identity, items, waiting: VecDeque::new(), settle, fenced, over: None, seq: 0 };
+        let sender = Sender {
+            coordinators,
+            identity,
+            clock: Arc::clone(&clock),
+            items,
+            waiting: VecDeque::new(),
+            settle,
+            fenced,
+            over: None,
+            seq: 0,
+        };
         tokio::spawn(sender.send_all());
-        Self { queue, handed_in: watch::channel(0).0, settled }
+        Self { queue, clock, handed_in: watch::channel(0).0, settled }
     }
 
     /// Hands in a report; returns at once.
@@ -77,7 +104,7 @@ impl Reporter {
     fn hand_in(&self, part: &Part, said: Said) {
         self.handed_in.send_modify(|count| *count += 1);
         // The receiver lives as long as the runtime; after that nobody is there to tell.
-        let _ = self.queue.send(Item { part: part.clone(), said });
+        let _ = self.queue.send(Item { part: part.clone(), said, at: self.clock.elapsed() });
     }
 
     /// Waits until everything handed in so far is settled, at most `limit`; false when that passed first.
@@ -101,6 +128,7 @@ enum Fate {
 struct Sender {
     coordinators: Coordinators,
     identity: Identity,
+    clock: SharedClock,
     items: mpsc::UnboundedReceiver<Item>,
     waiting: VecDeque<Item>,
     settle: watch::Sender<u64>,
@@ -118,9 +146,10 @@ impl Sender {
                 while let Ok(item) = self.items.try_recv() {
                     self.waiting.push_back(item);
                 }
+                let stale = self.waiting.front().is_some_and(|item| item.is_stale(self.clock.elapsed()));
                 let Some((part, report, taken)) = next(&mut self.waiting) else { break };
                 let count = taken.len().max(1) as u64;
-                if self.over.as_ref() != Some(&part) {
+                if self.over.as_ref() != Some(&part) && !stale {
                     self.send(part, report, taken).await;
                 }
                 self.settle.send_modify(|settled| *settled += count);
@@ -181,7 +210,7 @@ impl Sender {
 
 /// What goes out next: one report, or the records of one part that wait one after another.
 fn next(waiting: &mut VecDeque<Item>) -> Option<(Part, Report, Vec<Taken>)> {
-    let Item { part, said } = waiting.pop_front()?;
+    let Item { part, said, .. } = waiting.pop_front()?;
     let (record, taken) = match said {
         Said::Report(report) => return Some((part, *report, Vec::new())),
         Said::Commit(record, taken) => (record, taken),
@@ -189,7 +218,7 @@ fn next(waiting: &mut VecDeque<Item>) -> Option<(Part, Report, Vec<Taken>)> {
     let (mut records, mut all) = (vec![*record], vec![taken]);
     while records.len() < BATCH {
         match waiting.pop_front() {
-            Some(Item { part: other, said: Said::Commit(record, taken) }) if other == part => {
+            Some(Item { part: other, said: Said::Commit(record, taken), .. }) if other == part => {
                 records.push(*record);
                 all.push(taken);
             }
@@ -206,7 +235,7 @@ fn next(waiting: &mut VecDeque<Item>) -> Option<(Part, Report, Vec<Taken>)> {
 #[cfg(test)]
 mod tests {
     use pleach_base::{Generation, Term};
-    use pleach_proto::v1::Ready;
+    use pleach_proto::v1::{Ready, Stalled};
 
     use super::*;
 
@@ -220,11 +249,16 @@ mod tests {
         let commit = |generation, step| Item {
             part: part(generation),
             said: Said::Commit(Box::new(CommitRecord { step, ..CommitRecord::default() }), Box::new(|| {})),
+            at: Duration::ZERO,
         };
-        let report =
-            |generation| Item { part: part(generation), said: Said::Report(Box::new(Report::Ready(Ready {}))) };
+        let report = |generation, report| Item {
+            part: part(generation),
+            said: Said::Report(Box::new(report)),
+            at: Duration::ZERO,
+        };
         let mut waiting: VecDeque<_> =
-            [commit(1, 1), commit(1, 2), report(1), commit(1, 3), commit(2, 4), commit(2, 5)].into();
+            [commit(1, 1), commit(1, 2), report(1, Report::Ready(Ready {})), commit(1, 3), commit(2, 4), commit(2, 5)]
+                .into();
         let mut sent = Vec::new();
         while let Some((part, report, taken)) = next(&mut waiting) {
             let steps = match report {
@@ -234,6 +268,9 @@ mod tests {
             assert_eq!(steps.len(), taken.len());
             sent.push((part.fence.generation.0, steps));
         }
+        let stalled = report(1, Report::Stalled(Stalled::default()));
+        assert!(!stalled.is_stale(STALE) && stalled.is_stale(STALE * 2));
+        assert!(!report(1, Report::Ready(Ready {})).is_stale(STALE * 2), "only a stall grows old");
         assert_eq!(sent, [(1, vec![1, 2]), (1, vec![]), (1, vec![3]), (2, vec![4, 5])]);
     }
 }

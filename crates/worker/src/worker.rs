@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use crate::cli::Args;
 use crate::coordinators::Coordinators;
+use crate::crew::Crew;
 use crate::fault::Faults;
 use crate::gang::{self, Done, End, Surroundings};
 use crate::heart::Heart;
@@ -50,7 +51,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> Result<()> {
     let identity = Identity::new(&args, &ids, rendezvous.port())?;
     let heart = Heart::new(Arc::clone(&clock));
     let (fenced, mut refused) = mpsc::unbounded_channel();
-    let reporter = Reporter::start(coordinators.clone(), identity.clone(), fenced);
+    let reporter = Reporter::start(coordinators.clone(), identity.clone(), Arc::clone(&clock), fenced);
     let mut session = Session::start(coordinators, identity.clone(), Arc::clone(&heart));
     let around = Surroundings {
         feed: feed(&args, &identity)?,
@@ -107,7 +108,7 @@ struct Worker {
     tell_done: mpsc::UnboundedSender<Done>,
     grace: Option<Duration>,
     once: bool,
-    crew_of: Option<u32>,
+    crew: Option<Crew>,
     current: Option<Current>,
     /// A newer order that waits for the current part to end.
     next: Option<Order>,
@@ -132,7 +133,7 @@ impl Worker {
             tell_done,
             grace: args.grace.map(Duration::from_secs),
             once: args.once,
-            crew_of: args.crew_of,
+            crew: args.crew_of.map(Crew::of),
             current: None,
             next: None,
             last: None,
@@ -175,7 +176,10 @@ impl Worker {
         let Some(current) = &self.current else {
             // How it ended is told by the report, which is repeated until it is heard.
             let again = order.is_assignment() && self.last.as_ref() == Some(&part);
-            return if again { () } else { self.begin(order) };
+            if !again {
+                self.begin(order);
+            }
+            return;
         };
         let (same_job, same_kind) = (current.part.job == part.job, current.world.is_some() == order.is_assignment());
         if same_kind && current.part == part {
@@ -243,7 +247,7 @@ impl Worker {
         match &self.current {
             Some(Current { world: None, stop, .. }) => stop.abort(reason),
             Some(Current { world: Some(1), stop, .. }) => stop.drain(reason),
-            Some(Current { stop, .. }) if self.crew_of.is_some() => stop.drain(reason),
+            Some(Current { stop, .. }) if self.crew.is_some() => stop.drain(reason),
             Some(_) | None => {}
         }
     }
@@ -253,8 +257,7 @@ impl Worker {
     /// # Errors
     /// `UNREACHABLE` when the `pleach train` that this worker belongs to is long gone.
     fn look_around(&mut self) -> Result<()> {
-        let parent = std::os::unix::process::parent_id();
-        if self.crew_of.is_some_and(|pid| pid != parent) && !self.orphaned {
+        if !self.orphaned && self.crew.as_ref().is_some_and(Crew::is_gone) {
             self.orphaned = true;
             if self.leaving.is_none() {
                 self.leave("the command that started this worker is gone");

@@ -72,7 +72,6 @@ async fn a_worker_gets_ready_before_it_joins_and_says_what_keeps_it_from_that() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "until generations go on from memory"]
 async fn a_gang_that_yields_goes_on_in_another_shape_from_memory() {
     let folder = tempfile::tempdir().unwrap();
     let coordinator = Coordinator::default();
@@ -101,7 +100,6 @@ async fn a_gang_that_yields_goes_on_in_another_shape_from_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "until generations go on from memory"]
 async fn survivors_name_the_dead_and_go_on_without_it() {
     let folder = tempfile::tempdir().unwrap();
     let coordinator = Coordinator::default();
@@ -123,7 +121,6 @@ async fn survivors_name_the_dead_and_go_on_without_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "until generations go on from memory"]
 async fn a_stopped_member_is_named_while_the_gang_waits_and_while_it_forms() {
     let folder = tempfile::tempdir().unwrap();
     let coordinator = Coordinator::default();
@@ -154,7 +151,6 @@ async fn a_stopped_member_is_named_while_the_gang_waits_and_while_it_forms() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "until generations go on from memory"]
 async fn a_member_that_is_terminated_leaves_the_state_to_the_others() {
     let folder = tempfile::tempdir().unwrap();
     let coordinator = Coordinator::default();
@@ -199,4 +195,64 @@ async fn a_fault_strikes_at_its_phase() {
     std::fs::rename(folder.path().join("new"), &fault).unwrap();
     assert_eq!(workers.remove(0).ended().await.signal(), Some(9));
     assert!(!fault.exists());
+}
+
+/// Milliseconds that `wait` takes.
+async fn millis(wait: impl Future<Output = ()>) -> u128 {
+    #[allow(clippy::disallowed_methods)]
+    let begun = std::time::Instant::now();
+    wait.await;
+    begun.elapsed().as_millis()
+}
+
+/// `cargo test -p pleach-worker --test it timings -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "prints timings, asserts nothing"]
+async fn timings() {
+    for world in [2, 4, 8] {
+        let folder = tempfile::tempdir().unwrap();
+        let job = job(folder.path(), ENDLESS);
+        let coordinator = Coordinator::default();
+        let address = coordinator.start().await.to_string();
+        let names: Vec<String> = (0..world).map(|rank| format!("w{rank}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut workers = Vec::new();
+        let started = millis(async {
+            workers = start(&address, &names, &[]);
+            registered(&coordinator, &names).await;
+        });
+        let started = started.await;
+        let all = registered(&coordinator, &names).await;
+        let prepared = millis(async {
+            names.iter().for_each(|name| coordinator.send(name, prepare(&job, 1, members(&all))));
+            for name in &names {
+                report(&coordinator, name, 1, |report| matches!(report, Report::Prepared(_))).await;
+            }
+        });
+        let prepared = prepared.await;
+        let ready = millis(async {
+            form(&coordinator, &job, 2, &all);
+            for name in &names {
+                report(&coordinator, name, 2, |report| matches!(report, Report::Ready(_))).await;
+            }
+        });
+        let ready = ready.await;
+        recorded(&coordinator, 2, 5).await;
+        workers[world - 1].signal(Signal::SIGKILL);
+        let told = millis(async {
+            for name in &names[..world - 1] {
+                failed(&coordinator, name, 2).await;
+            }
+        });
+        let told = told.await;
+        let again = millis(async {
+            form(&coordinator, &job, 3, &all[..world - 1]);
+            recorded(&coordinator, 3, 1).await;
+        });
+        let again = again.await;
+        println!(
+            "{world} workers: started {started} ms, all prepared {prepared} ms, order to ready {ready} ms, killed to \
+             all failures {told} ms, order to the first step of the survivors {again} ms"
+        );
+    }
 }
