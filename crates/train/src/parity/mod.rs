@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use pleach_base::rng::Key;
 use pleach_base::{Result, ResultExt as _, SystemClock, TaskName, code};
-use pleach_methods::reference::{self, Outcome};
 use pleach_methods::Adapter;
+use pleach_methods::reference::{self, Outcome};
 use pleach_nn::{Backbone, HeadOptions, NoHooks, Precision};
 use pleach_spec::job::{Determinism, NonFinite, OptimizerSpec, ScheduleSpec};
 use serde::Serialize;

@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod churn;
+mod crew;
 mod denominators;
 mod fixture;
 mod gang;
 mod gate;
+mod hub;
 mod job;
 mod parity;
 mod processes;
