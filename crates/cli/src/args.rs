@@ -96,6 +96,10 @@ pub(crate) enum Command {
     Watch(JobName),
     /// Show the log lines and events of a job
     Logs(Logs),
+    /// Tell the history of a job: who trained, who was lost and why, what was recorded
+    Events(Events),
+    /// Prove from records and data that each row of an epoch was trained exactly once
+    Audit(Audit),
     /// Ask a job to stop: it finishes the step and writes a checkpoint
     Cancel(Cancel),
     /// Forget an ended job; its checkpoints stay
@@ -201,6 +205,53 @@ pub(crate) struct Logs {
     /// Go on until the job ends
     #[arg(long, short)]
     pub(crate) follow: bool,
+}
+
+/// `events`.
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// The job
+    pub(crate) job: String,
+    /// Go on until the job ends; JSON is then one line each
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// How an audit is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AuditFormat {
+    /// Sentences
+    #[default]
+    Text,
+    /// One JSON document
+    Json,
+    /// Sentences, and into the file of `--to` one row for each row of each epoch: step, lane, generation
+    Parquet,
+}
+
+/// `audit`.
+#[derive(Debug, Args)]
+pub(crate) struct Audit {
+    /// The job; beside `--job-file` its id, where that is not the file's `metadata.name`
+    #[arg(required_unless_present = "job_file")]
+    pub(crate) job: Option<String>,
+    /// Read the job from its file and ask no coordinator: the audit ends with the newest durable step
+    #[arg(long, value_name = "FILE")]
+    pub(crate) job_file: Option<PathBuf>,
+    /// Replace a value of the file (repeatable)
+    #[arg(long = "set", value_name = "PATH=VALUE", requires = "job_file")]
+    pub(crate) sets: Vec<String>,
+    /// Only this task
+    #[arg(long)]
+    pub(crate) task: Option<String>,
+    /// How the result is written
+    #[arg(long, short, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) output: AuditFormat,
+    /// The file for `-o parquet`
+    #[arg(long, value_name = "FILE", required_if_eq("output", "parquet"))]
+    pub(crate) to: Option<PathBuf>,
 }
 
 /// `cancel`.

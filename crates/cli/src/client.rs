@@ -100,6 +100,12 @@ impl Client {
         Ok(())
     }
 
+    /// The newest recorded steps of all tasks.
+    pub(crate) async fn commits(&mut self, id: &str) -> Result<Vec<v1::CommitRecord>> {
+        let request = v1::ListCommitsRequest { id: id.to_owned(), task: String::new() };
+        Ok(self.jobs.list_commits(request).await.map_err(|e| self.sort(&e))?.into_inner().commits)
+    }
+
     pub(crate) async fn checkpoints(&mut self, job: &str) -> Result<Vec<v1::Checkpoint>> {
         let request = v1::ListCheckpointsRequest { job: job.to_owned(), task: String::new() };
         Ok(self.checkpoints.list_checkpoints(request).await.map_err(|e| self.sort(&e))?.into_inner().checkpoints)

@@ -4,6 +4,7 @@
 //! Not here: tensors. This crate never links libtorch; what needs it is handed over to `pleach-worker`.
 
 mod args;
+mod audit;
 mod client;
 mod commands;
 mod fail;

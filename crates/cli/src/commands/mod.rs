@@ -1,8 +1,10 @@
 //! One file a command; each takes its arguments and says how it ended.
 
+mod audit;
 mod cancel;
 mod coordinator;
 mod describe;
+mod events;
 mod explain;
 mod get;
 mod lengths;
@@ -32,8 +34,10 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Train(args) => return train::run(&global, args).await,
         Command::Submit(args) => return submit::run(&global, args).await,
         Command::Watch(args) => return watch::run(&global, &args).await,
+        Command::Audit(args) => return audit::run(&global, args).await,
         Command::Get(args) => get::run(&global, &args).await?,
         Command::Describe(args) => describe::run(&global, &args).await?,
+        Command::Events(args) => events::run(&global, &args).await?,
         Command::Logs(args) => logs::run(&global, &args).await?,
         Command::Cancel(args) => cancel::run(&global, &args).await?,
         Command::Delete(args) => connect(&global).await?.delete(&args.job).await?,

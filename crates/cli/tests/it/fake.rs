@@ -22,13 +22,14 @@ struct State {
     /// The first stream breaks after this many updates.
     break_after: Option<usize>,
     calls: Vec<String>,
+    commits: Vec<CommitRecord>,
 }
 
 impl Fake {
     /// Serves on a free port until the process ends; the runtime is the caller's.
     pub(crate) async fn serve(job: Job, updates: Vec<Update>, break_after: Option<usize>) -> (Self, SocketAddr) {
         let updates = (1..).zip(updates).map(|(seq, update)| WatchJobResponse { seq, update: Some(update) }).collect();
-        let fake = Self(Arc::new(Mutex::new(State { job, updates, break_after, calls: Vec::new() })));
+        let fake = Self(Arc::new(Mutex::new(State { job, updates, break_after, ..State::default() })));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let service = JobServiceServer::new(fake.clone());
@@ -38,6 +39,11 @@ impl Fake {
                 .serve_with_incoming(TcpListenerStream::new(listener)),
         );
         (fake, address)
+    }
+
+    /// What is recorded.
+    pub(crate) fn record(&self, commits: Vec<CommitRecord>) {
+        self.0.lock().expect("no panic").commits = commits;
     }
 
     /// The calls so far, as `tenant|bearer|what`.
@@ -114,7 +120,8 @@ impl JobService for Fake {
     ) -> Result<Response<ListCommitsResponse>, Status> {
         self.note(&request, "commits".into());
         self.found(&request.get_ref().id)?;
-        Ok(Response::new(ListCommitsResponse::default()))
+        let commits = self.0.lock().expect("no panic").commits.clone();
+        Ok(Response::new(ListCommitsResponse { commits }))
     }
 
     async fn delete_job(&self, request: Request<DeleteJobRequest>) -> Result<Response<DeleteJobResponse>, Status> {

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod audit;
+mod events;
 mod fake;
 mod offline;
 mod online;

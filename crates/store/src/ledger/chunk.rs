@@ -1,7 +1,5 @@
 //! Chunks: how rows lie in the store, and which of them count.
 
-use std::collections::BTreeSet;
-
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
@@ -47,20 +45,12 @@ impl TaskStore {
         self.merged(&self.entries().await?, |_| true).await
     }
 
-    /// The epochs that the ledger has rows of.
-    ///
-    /// # Errors
-    /// As [`TaskStore::entries`].
-    pub async fn ledger_epochs(&self) -> Result<BTreeSet<u64>> {
-        Ok(self.entries().await?.iter().flat_map(|entry| &entry.ledger).map(|chunk| chunk.epoch).collect())
-    }
-
-    /// The part of the ledger that is of one epoch: no other chunk is read.
+    /// The part of the ledger that is of one epoch, by a log read before: no other chunk is read.
     ///
     /// # Errors
     /// As [`TaskStore::ledger`].
-    pub async fn ledger_of(&self, epoch: u64) -> Result<Ledger> {
-        self.merged(&self.entries().await?, |chunk| chunk.epoch == epoch).await
+    pub async fn ledger_of(&self, log: &[LogEntry], epoch: u64) -> Result<Ledger> {
+        self.merged(log, |chunk| chunk.epoch == epoch).await
     }
 
     async fn merged(&self, log: &[LogEntry], wanted: impl Fn(&LedgerChunk) -> bool) -> Result<Ledger> {

@@ -1,0 +1,47 @@
+//! The dataset of a task, read here as a worker reads it: the same rows under the same numbers.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use pleach_base::{Error, Result, TaskName, code};
+use pleach_data::{Dataset, Encoder, Limits, OpenOptions, Order, Plan, RowCache, Side};
+use pleach_methods::{head_options, parse_adapter};
+use pleach_nn::ModelDir;
+use pleach_spec::Job;
+use pleach_spec::job::{DataTask, TaskSpec};
+
+/// The rows of a task and their order.
+pub(super) struct Rows {
+    pub(super) dataset: Arc<Dataset>,
+    pub(super) order: Order,
+}
+
+pub(super) fn open(job: &Job, index: usize, task: &TaskSpec) -> Result<Rows> {
+    let data = task.data.as_ref().or(job.spec.data.as_ref()).ok_or_else(|| {
+        code::BAD_VALUE.error(format!("spec.tasks[{index}].data: neither the task nor spec.data names any"))
+    })?;
+    if data.source.contains("://") && !data.source.starts_with("file://") {
+        return Err(code::DATA_SOURCE
+            .error(format!("{}: the audit reads local files", data.source))
+            .hint("copy the files here and audit with --job-file and --set spec.data.source=FOLDER"));
+    }
+    let path = &job.spec.backbone.path;
+    let folder = Path::new(path.strip_prefix("file://").unwrap_or(path));
+    let here = |error: Error| error.at("spec.backbone.path");
+    let model =
+        pleach_nn::configure(&ModelDir::config_only(folder).map_err(here)?, &head_options(job)?).map_err(here)?;
+    let (info, front) = (model.info(), parse_adapter(index, task)?.virtual_tokens());
+    let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let limits = Limits {
+        vocab_size: small(info.vocab_size),
+        num_labels: (data.task == DataTask::SequenceClassification).then_some(small(info.num_labels)),
+        max_positions: Some(small(info.max_positions.saturating_sub(front.prompt + front.prefix))),
+    };
+    let encoder = Encoder::open(data, folder, Side::Both, limits)?;
+    let rows = RowCache::of_user();
+    let options = OpenOptions { max_bad_rows: data.max_bad_rows, rows, ..OpenOptions::default() };
+    let dataset = Arc::new(Dataset::open_source(&data.source, &encoder, &options)?);
+    let plan = Plan::of(&job.spec.train, dataset.len(), job.spec.train.lanes.unwrap_or(1))?;
+    let order = Order::new(plan, job.spec.train.seed, &TaskName::from(task.name.as_str()), data);
+    Ok(Rows { dataset, order })
+}
