@@ -3,8 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod cluster;
 mod deaths;
 mod drain;
+mod feeds;
+mod psyche;
 mod separate;
 mod stores;
 mod support;
+mod torchft;

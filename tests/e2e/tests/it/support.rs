@@ -97,3 +97,9 @@ pub(crate) fn adapter(store: &Path, job: &Value) -> Vec<u8> {
     let folder = job["tasks"][0]["durable_folder"].as_str().unwrap();
     std::fs::read(store.join(folder).join("adapter_model.safetensors")).unwrap()
 }
+
+/// sha256 in hex.
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
