@@ -6,10 +6,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pleach_base::{Fence, TaskName};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 /// One recorded step of a task.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Steps done, this one included.
     pub step: u64,

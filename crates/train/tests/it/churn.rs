@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::crew::{Crew, Deed, stored_steps};
 use crate::fixture::llama_job;
-use crate::gang::alone;
+use crate::gang::{alone, near};
 
 /// Eight steps of uneven rows: two epochs of three full steps and a short one, with dropout.
 const STEPS: u64 = 8;
@@ -126,6 +126,21 @@ fn gangs_of_other_sizes_take_over_from_memory_and_write_nothing() {
         assert_eq!(crew.fed.resumed(generation), (step, ResumedFrom::Memory, generation - 1));
     }
     nothing_is_lost(&crew, &expected);
+}
+
+/// Fast mode adds in the order of ranks: near, whatever the gangs were.
+#[test]
+fn fast_mode_stays_near_whatever_the_gangs_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut crew = Crew::new(llama_job(folder.path(), 30));
+    let whole = alone(&crew.job, folder.path());
+    let mut losses = Vec::new();
+    for (names, until) in [(&["a", "b"][..], 2), (&["a", "b", "c", "d"], 4), (&["d"], 6), (&["d", "b", "c"], STEPS)] {
+        let deed = [(0, Deed::YieldAfter(until - 1))];
+        let parts = crew.train(names, if until == STEPS { &[] } else { &deed });
+        losses.extend(parts[0].heard.steps.lock().unwrap().iter().map(|row| row.loss));
+    }
+    near(&whole.losses, &losses, 1e-5);
 }
 
 /// While nobody records, steps are made and kept; the next rank 0 tells all of them, and nothing of them is stored before.

@@ -5,18 +5,19 @@ mod choose;
 mod table;
 mod transfer;
 
-use pleach_base::{Fence, Result};
+use pleach_base::{Fence, Result, ResultExt as _, code};
+use pleach_comm::Collective;
 use serde_json::Map;
 
 pub(super) use choose::Claim;
 
 use super::memory::Held;
-use super::resume;
 use super::task::{Ground, JobTask};
 use super::uploads::Checkpoints;
+use super::{broadcast, resume};
 use crate::engine::Engine;
 use crate::feed::ResumedFrom;
-use crate::record::Record;
+use crate::record::{Heads, Record};
 use transfer::Luggage;
 
 /// What a generation begins a task with.
@@ -44,19 +45,30 @@ pub(super) fn settle(ground: &Ground<'_>, engine: &mut Engine<'_>, tasks: &mut [
         mine.push(task.memory.claims(engine.task(&task.name)?, group.rank()));
     }
     let table = table::exchange(group, &mine)?;
-    tasks.iter_mut().zip(table).map(|(task, claims)| Settling { ground, engine, task }.settle(&claims)).collect()
+    let heads = &same_heads(group, &ground.cx.heads)?;
+    let settle = |(task, claims): (_, Vec<Claim>)| Settling { ground, engine, heads, task }.settle(&claims);
+    tasks.iter_mut().zip(table).map(settle).collect()
+}
+
+/// The records as rank 0 was told them: an assignment that was sent again to a single rank may know more, and two opinions
+/// would be two choices.
+fn same_heads(group: &dyn Collective, mine: &Heads) -> Result<Heads> {
+    let text = serde_json::to_vec(mine).or_code(code::INTERNAL, || "cannot pack the records".to_owned())?;
+    let text = broadcast::bytes(group, 0, text)?;
+    serde_json::from_slice(&text).or_code(code::INTERNAL, || "cannot unpack the records".to_owned())
 }
 
 struct Settling<'a, 'b, 'c> {
     ground: &'a Ground<'b>,
     engine: &'a mut Engine<'c>,
+    heads: &'a Heads,
     task: &'a mut JobTask,
 }
 
 impl Settling<'_, '_, '_> {
     fn settle(&mut self, claims: &[Claim]) -> Result<Settled> {
         let cx = self.ground.cx;
-        let records = cx.heads.get(&self.task.name).map(Vec::as_slice).unwrap_or_default();
+        let records = self.heads.get(&self.task.name).map(Vec::as_slice).unwrap_or_default();
         let chosen = choose::choose(claims, records).copied();
         let mut writer = None;
         let better = match choose::store_may_have_more(chosen.as_ref(), records) {
@@ -66,13 +78,13 @@ impl Settling<'_, '_, '_> {
         let (source, made_by, rounded_off) = match (better, chosen) {
             (Some(found), _) => {
                 let made_by = found.made_by;
-                self.from_store(&found)?;
+                self.take_from_store(&found)?;
                 (ResumedFrom::Store, made_by, true)
             }
             (None, Some(chosen)) => {
-                self.from_memory(&chosen, claims)?;
-                let holders = claims.iter().filter(|claim| claim.is_state_of(&chosen));
-                (ResumedFrom::Memory, chosen.fence, holders.fold(true, |all, claim| all && claim.rounded_off))
+                self.take_from_memory(&chosen, claims)?;
+                let mut holders = claims.iter().filter(|claim| claim.is_state_of(&chosen));
+                (ResumedFrom::Memory, chosen.fence, holders.all(|claim| claim.rounded_off))
             }
             (None, None) => {
                 self.engine.restore(&self.task.name, &self.task.untrained)?;
@@ -90,7 +102,7 @@ impl Settling<'_, '_, '_> {
         Ok(Settled { checkpoints, step, source, made_by, rounded_off })
     }
 
-    fn from_store(&mut self, found: &resume::Resumed) -> Result<()> {
+    fn take_from_store(&mut self, found: &resume::Resumed) -> Result<()> {
         let (cx, name) = (self.ground.cx, &self.task.name);
         found.check_base(name, &self.ground.model.fingerprint)?;
         self.engine.restore(name, &self.task.untrained)?;
@@ -104,7 +116,7 @@ impl Settling<'_, '_, '_> {
         Ok(())
     }
 
-    fn from_memory(&mut self, chosen: &Claim, claims: &[Claim]) -> Result<()> {
+    fn take_from_memory(&mut self, chosen: &Claim, claims: &[Claim]) -> Result<()> {
         let (cx, name) = (self.ground.cx, &self.task.name);
         let (group, rank) = (cx.group, cx.group.rank());
         let has = |rank: usize| claims.iter().find(|claim| claim.rank == rank && claim.is_state_of(chosen));
@@ -129,9 +141,9 @@ impl Settling<'_, '_, '_> {
                 Some(transfer::share_state(around, chosen.rank, mine, (live, &luggage.header))?)
             }
         };
-        let state = match slot.and_then(|slot| self.task.memory.take(slot)).map(|held| held.state).or(given) {
-            Some(state) => state,
-            None => return Err(pleach_base::code::INTERNAL.error(format!("task {name}: nobody gave its state"))),
+        let own = slot.and_then(|slot| self.task.memory.take(slot)).map(|held| held.state);
+        let Some(state) = own.or(given) else {
+            return Err(code::INTERNAL.error(format!("task {name}: nobody gave its state")));
         };
         self.engine.restore(name, &state)?;
         self.task.metrics = luggage.metrics();

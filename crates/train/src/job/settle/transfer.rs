@@ -153,6 +153,35 @@ mod tests {
         assert!(back.iter().zip(&own).all(|(back, own)| back.equal(own) && back.size() == own.size()));
     }
 
+    /// Prints how long 200 MB take between two ranks over loopback; for `cargo test -- --ignored --nocapture`.
+    #[test]
+    #[ignore = "a measurement"]
+    fn seconds_of_two_hundred_megabytes() {
+        use pleach_comm::{GroupOptions, RendezvousServer, StoreAddr};
+        let server = RendezvousServer::start("127.0.0.1", 0).unwrap();
+        let rank = |rank: usize, port: u16| {
+            tch::set_num_threads(1);
+            let group =
+                pleach_comm::gloo(&GroupOptions::new(rank, 2, "measure", StoreAddr::new("127.0.0.1", port))).unwrap();
+            let clock = pleach_base::SystemClock::shared();
+            let digests: Vec<_> = (0..5)
+                .map(|_| {
+                    let part = || Tensor::ones([16_666_667], (Kind::Float, Device::Cpu)) * (1 - rank as i64);
+                    let parts = [part(), part(), part()];
+                    group.barrier().unwrap();
+                    let begun = clock.elapsed();
+                    let digest = send(group.as_ref(), &crate::observer::Silent, 0, &parts).unwrap();
+                    println!("rank {rank}: {:.3} s", (clock.elapsed() - begun).as_secs_f64());
+                    digest
+                })
+                .collect();
+            digests
+        };
+        let port = server.port();
+        let other = std::thread::spawn(move || rank(1, port));
+        assert_eq!(rank(0, port), other.join().unwrap());
+    }
+
     #[test]
     fn metrics_keep_their_bits() {
         let metrics = Map::from_iter([("train/loss".to_owned(), json!(0.1f64 + 0.2)), ("x".to_owned(), json!(5e-324))]);
