@@ -75,12 +75,13 @@ impl Stage<'_> {
             etcd: self.etcd,
             disks: self.disks,
             env: self.stores.env(),
+            runtime: self.runtime.handle().clone(),
         };
         std::fs::create_dir_all(&plan.folder)?;
         let gateway = net.as_deref().map_or(std::net::Ipv4Addr::LOCALHOST, Net::gateway);
         let mut cluster = Cluster::start(&plan, net.as_deref_mut(), self.clock.elapsed())?;
-        let (store, endpoint) = self.stores.address(name);
-        let job = workload::job(work, name, self.workers, &store, endpoint.as_deref());
+        let store = self.stores.address(name);
+        let job = workload::job(work, name, self.workers, &store);
         let job = job.to_string();
         write(&plan.folder.join("job.json"), &job)?;
         let submitted = watch::submit(&cluster.endpoints, &job, name, &self.clock);

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use pleach_base::rng::CounterRng;
-use pleach_testkit::net::Net;
+use pleach_testkit::net::{Host, Net};
 use pleach_testkit::process::{binary, free_port};
+use pleach_testkit::proxy::Proxy;
+use tokio::runtime::Handle;
 
 use crate::disk::Disk;
-use crate::node::{Node, Program, Role};
+use crate::node::{Node, Program, Role, Way};
 
 /// Everyone's word to the coordinator; addresses that others reach demand one.
 pub(crate) const TOKEN: &str = "chaos-run";
@@ -27,6 +29,8 @@ pub(crate) struct Plan {
     pub(crate) disks: bool,
     /// The environment of whoever uses the store.
     pub(crate) env: Vec<(String, String)>,
+    /// Where proxies run.
+    pub(crate) runtime: Handle,
 }
 
 pub(crate) struct Cluster {
@@ -62,28 +66,50 @@ impl Cluster {
         for number in 0..if plan.etcd { 3 } else { 1 } {
             self.add_coordinator(plan, &mut net, number, &etcd)?;
         }
-        let coordinators = self.endpoints.join(",");
         for number in 0..plan.workers {
-            let host = net.as_deref_mut().map(Net::host).transpose()?;
-            let address = host.as_ref().map_or(Ipv4Addr::LOCALHOST, pleach_testkit::net::Host::address);
-            let name = format!("w{number}");
-            let at = address.to_string();
-            let feed = self.feed_folder();
-            let words = ["--coordinator", &coordinators, "--name", &name, "--listen-host", &at, "--comm-bind", &at];
-            let mut args: Vec<String> = words.map(str::to_owned).to_vec();
-            args.extend(["--threads", "1", "--token", TOKEN].map(str::to_owned));
-            args.extend(["--feed-log".to_owned(), feed.display().to_string()]);
-            args.extend(["--fault-file".to_owned(), self.fault_file(&name).display().to_string()]);
-            let program = Program { path: binary("pleach-worker")?, args, env: plan.env.clone(), nice: 5 };
-            self.nodes.push(Node::new(&name, Role::Worker, host, program, &plan.folder));
+            self.add_worker(plan, &mut net, number)?;
         }
         std::fs::create_dir_all(self.feed_folder())?;
         Ok(())
     }
 
+    fn add_worker(&mut self, plan: &Plan, net: &mut Option<&mut Net>, number: u32) -> Result<()> {
+        let host = net.as_deref_mut().map(Net::host).transpose()?;
+        let address = host.as_ref().map_or(Ipv4Addr::LOCALHOST, Host::address);
+        let (mut env, mut ways, mut coordinators) = (plan.env.clone(), Vec::new(), self.endpoints.clone());
+        if host.is_none() {
+            for endpoint in &mut coordinators {
+                let way = self.way(plan, endpoint, false)?;
+                *endpoint = format!("http://{}", way.proxy.address());
+                ways.push(way);
+            }
+            if let Some((_, endpoint)) = env.iter_mut().find(|(name, _)| name == "AWS_ENDPOINT_URL") {
+                let way = self.way(plan, endpoint, true)?;
+                *endpoint = format!("http://{}", way.proxy.address());
+                ways.push(way);
+            }
+        }
+        let (name, at, coordinators) = (format!("w{number}"), address.to_string(), coordinators.join(","));
+        let words = ["--coordinator", &coordinators, "--name", &name, "--listen-host", &at, "--comm-bind", &at];
+        let mut args: Vec<String> = words.map(str::to_owned).to_vec();
+        args.extend(["--threads", "1", "--token", TOKEN].map(str::to_owned));
+        args.extend(["--feed-log".to_owned(), self.feed_folder().display().to_string()]);
+        args.extend(["--fault-file".to_owned(), self.fault_file(&name).display().to_string()]);
+        let program = Program { path: binary("pleach-worker")?, args, env, nice: 5 };
+        let mut node = Node::new(&name, Role::Worker, host, program, &plan.folder);
+        node.ways = ways;
+        self.nodes.push(node);
+        Ok(())
+    }
+
+    fn way(&self, plan: &Plan, endpoint: &str, to_store: bool) -> Result<Way> {
+        let target = endpoint.trim_start_matches("http://").parse().with_context(|| endpoint.to_owned())?;
+        Ok(Way { to_store, proxy: plan.runtime.block_on(Proxy::start(target))? })
+    }
+
     fn add_coordinator(&mut self, plan: &Plan, net: &mut Option<&mut Net>, number: u32, etcd: &[String]) -> Result<()> {
         let host = net.as_deref_mut().map(Net::host).transpose()?;
-        let address = host.as_ref().map_or(Ipv4Addr::LOCALHOST, pleach_testkit::net::Host::address);
+        let address = host.as_ref().map_or(Ipv4Addr::LOCALHOST, Host::address);
         let port = if host.is_some() { 7700 } else { free_port()? };
         let state = if etcd.is_empty() {
             self.state_folder(plan, &format!("c{number}"), 48)?.join("coordinator.redb").display().to_string()
@@ -105,7 +131,7 @@ impl Cluster {
         let mut members = Vec::new();
         for number in 0..3 {
             let host = net.as_deref_mut().map(Net::host).transpose()?;
-            let address = host.as_ref().map_or(Ipv4Addr::LOCALHOST, pleach_testkit::net::Host::address);
+            let address = host.as_ref().map_or(Ipv4Addr::LOCALHOST, Host::address);
             let ports = if host.is_some() { (2379, 2380) } else { (free_port()?, free_port()?) };
             members.push((format!("e{number}"), host, address, ports));
         }

@@ -8,10 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use pleach_testkit::net::Delay;
+use pleach_testkit::proxy::Mood;
 use pleach_testkit::s3::{Faults, Trouble};
 
 use crate::cluster::Cluster;
-use crate::node::Role;
+use crate::node::{Node, Role};
 use crate::plan::{Kind, PHASES, Planned};
 
 /// How long a worker must have run before it is hit: a fault on one that still starts shows nothing.
@@ -35,6 +36,7 @@ enum Undo {
     Heal(usize, Vec<Ipv4Addr>),
     Hurry(usize, Delay),
     Fast(usize),
+    Unbar(usize),
     Store,
     Disk(usize),
 }
@@ -140,6 +142,9 @@ impl Injector {
 
     fn cut(&mut self, cluster: &mut Cluster, fault: &Planned, now: Duration) -> Result<Option<String>> {
         let Some(at) = Self::victim(cluster, fault.draws[0], now) else { return Ok(None) };
+        if cluster.nodes[at].host.is_none() {
+            return Ok(Some(self.bar(&mut cluster.nodes[at], at, fault, now)));
+        }
         let others: Vec<Ipv4Addr> =
             cluster.addresses(Role::Worker).into_iter().filter(|peer| *peer != cluster.nodes[at].address).collect();
         let coordinators = cluster.addresses(Role::Coordinator);
@@ -159,6 +164,26 @@ impl Injector {
         Ok(Some(format!("{} | {words}", cluster.nodes[at].name)))
     }
 
+    /// Without namespaces: a worker's ways to the coordinators or to the store are barred or late; its peers are out of reach.
+    fn bar(&mut self, node: &mut Node, at: usize, fault: &Planned, now: Duration) -> String {
+        let late = Duration::from_millis(10 + fault.draws[2] % 30);
+        let (mood, words) = match fault.kind {
+            Kind::Delay => (Mood::Late(late), format!("{} ms to", late.as_millis())),
+            _ if fault.draws[2] % 2 == 0 => (Mood::Broken, "broken off from".to_owned()),
+            _ => (Mood::Silent, "cut off from".to_owned()),
+        };
+        let (store, both) = (fault.draws[1] % 2 == 0, fault.kind == Kind::Isolate);
+        node.ways.iter().filter(|way| both || way.to_store == store).for_each(|way| way.proxy.set(mood));
+        node.busy_until = now + fault.lasts;
+        self.undo.push((now + fault.lasts, Undo::Unbar(at)));
+        let whom = match (both, store) {
+            (true, _) => "coordinators and store",
+            (_, true) => "the store",
+            _ => "the coordinators",
+        };
+        format!("{} {words} {whom} (by proxy)", node.name)
+    }
+
     fn name_of(cluster: &Cluster, address: Ipv4Addr) -> String {
         cluster
             .nodes
@@ -170,6 +195,9 @@ impl Injector {
     /// Loss, delay or a slow link between a worker and one peer, the coordinators' leader or the store.
     fn spoil(&mut self, cluster: &mut Cluster, fault: &Planned, now: Duration) -> Result<Option<String>> {
         let Some(at) = Self::victim(cluster, fault.draws[0], now) else { return Ok(None) };
+        if cluster.nodes[at].host.is_none() {
+            return Ok(Some(self.bar(&mut cluster.nodes[at], at, fault, now)));
+        }
         let own = cluster.nodes[at].address;
         let mut peers: Vec<Ipv4Addr> =
             cluster.addresses(Role::Worker).into_iter().filter(|peer| *peer != own).collect();
@@ -335,6 +363,7 @@ impl Injector {
             Undo::Heal(at, peers) => cluster.nodes[at].host.as_mut().context("no namespace")?.heal(&peers)?,
             Undo::Hurry(at, delay) => cluster.nodes[at].host.as_ref().context("no namespace")?.hurry(delay)?,
             Undo::Fast(at) => cluster.nodes[at].host.as_ref().context("no namespace")?.fast()?,
+            Undo::Unbar(at) => cluster.nodes[at].ways.iter().for_each(|way| way.proxy.set(Mood::Open)),
             Undo::Store => {
                 if let Some(store) = &self.store {
                     store.set(Trouble::None);

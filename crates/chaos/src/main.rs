@@ -70,7 +70,7 @@ fn run(args: &Args) -> Result<Vec<String>> {
         net::available().map_err(|e| format!("{e:#}"))
     };
     if let Err(why) = &namespaces {
-        eprintln!("no network namespaces ({why}): faults of the network are left out");
+        eprintln!("no network namespaces ({why}): proxies stand in for the network, before coordinators and store only");
     }
     let disks = Disk::mount("probe", &fresh(&folder.join("probe"))?, 1).is_ok();
     let (kinds, not_possible) = kinds(args, namespaces.is_ok(), disks)?;
@@ -143,7 +143,8 @@ fn kinds(args: &Args, namespaces: bool, disks: bool) -> Result<(Vec<Kind>, Vec<&
         bail!("--only: there is no kind `{unknown}`; there are {}", known.join(", "));
     }
     let possible = |kind: Kind| match kind {
-        Kind::Partition | Kind::Isolate | Kind::Loss | Kind::Delay | Kind::SlowLink | Kind::LeaderCut => namespaces,
+        // Partition, isolation and delay have a proxy to fall back to.
+        Kind::Loss | Kind::SlowLink | Kind::LeaderCut => namespaces,
         Kind::EtcdKill => args.etcd,
         Kind::S3Errors | Kind::S3Slow | Kind::S3Cut => args.store == StoreKind::S3,
         Kind::DiskFull => disks,

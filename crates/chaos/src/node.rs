@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use pleach_testkit::net::Host;
 use pleach_testkit::process::Process;
+use pleach_testkit::proxy::Proxy;
 
 /// What a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,11 +30,19 @@ pub(crate) struct Program {
     pub(crate) nice: i32,
 }
 
+/// A proxy on a worker's way to somebody.
+pub(crate) struct Way {
+    pub(crate) to_store: bool,
+    pub(crate) proxy: Proxy,
+}
+
 pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) role: Role,
     pub(crate) address: Ipv4Addr,
     pub(crate) host: Option<Host>,
+    /// Where there are no namespaces: what its ways to the coordinators and to the store lead through.
+    pub(crate) ways: Vec<Way>,
     program: Program,
     logs: PathBuf,
     process: Option<Process>,
@@ -56,6 +65,7 @@ impl Node {
             role,
             address,
             host,
+            ways: Vec::new(),
             program,
             logs: folder.join("logs"),
             process: None,

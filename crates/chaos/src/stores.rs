@@ -39,11 +39,11 @@ impl Stores {
         self.servers.as_ref().map(|(server, _)| server.faults())
     }
 
-    /// The job's `checkpoint.store` and `checkpoint.endpoint`.
-    pub(crate) fn address(&self, arm: &str) -> (String, Option<String>) {
+    /// The job's `checkpoint.store`. The endpoint comes from the environment: workers may have different ways to it.
+    pub(crate) fn address(&self, arm: &str) -> String {
         match &self.servers {
-            Some((server, _)) => (format!("s3://{}/{arm}", server.bucket()), Some(server.endpoint())),
-            None => (self.folder.join(arm).display().to_string(), None),
+            Some((server, _)) => format!("s3://{}/{arm}", server.bucket()),
+            None => self.folder.join(arm).display().to_string(),
         }
     }
 

@@ -108,11 +108,8 @@ fn safetensors(tensors: &[(String, Vec<u64>)]) -> Vec<u8> {
 }
 
 /// The job file of an arm.
-pub(crate) fn job(work: &Workload, name: &str, workers: u32, store: &str, endpoint: Option<&str>) -> Value {
-    let mut checkpoint = json!({"store": store, "every": 5, "retention": {"last": 3, "min_age": 5}});
-    if let Some(endpoint) = endpoint {
-        checkpoint["endpoint"] = endpoint.into();
-    }
+pub(crate) fn job(work: &Workload, name: &str, workers: u32, store: &str) -> Value {
+    let checkpoint = json!({"store": store, "every": 5, "retention": {"last": 3, "min_age": 5}});
     json!({
         "apiVersion": "pleach.dev/v1", "kind": "Job", "metadata": {"name": name},
         "spec": {

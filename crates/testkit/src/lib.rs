@@ -3,4 +3,5 @@
 pub mod etcd;
 pub mod net;
 pub mod process;
+pub mod proxy;
 pub mod s3;
