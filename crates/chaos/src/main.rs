@@ -70,7 +70,9 @@ fn run(args: &Args) -> Result<Vec<String>> {
         net::available().map_err(|e| format!("{e:#}"))
     };
     if let Err(why) = &namespaces {
-        eprintln!("no network namespaces ({why}): proxies stand in for the network, before coordinators and store only");
+        eprintln!(
+            "no network namespaces ({why}): proxies stand in for the network, before coordinators and store only"
+        );
     }
     let disks = Disk::mount("probe", &fresh(&folder.join("probe"))?, 1).is_ok();
     let (kinds, not_possible) = kinds(args, namespaces.is_ok(), disks)?;
