@@ -95,7 +95,7 @@ impl Cluster {
         args.extend(["--threads", "1", "--token", TOKEN].map(str::to_owned));
         args.extend(["--feed-log".to_owned(), self.feed_folder().display().to_string()]);
         args.extend(["--fault-file".to_owned(), self.fault_file(&name).display().to_string()]);
-        let program = Program { path: binary("pleach-worker")?, args, env, nice: 5 };
+        let program = Program { path: binary("pleach-worker")?, args, env, nice: 0 };
         let mut node = Node::new(&name, Role::Worker, host, program, &plan.folder);
         node.ways = ways;
         self.nodes.push(node);
