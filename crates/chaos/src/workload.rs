@@ -117,7 +117,7 @@ pub(crate) fn job(work: &Workload, name: &str, workers: u32, store: &str) -> Val
             "workers": {"min": 1, "max": workers, "threads": 1, "restarts": 100_000},
             "data": {"source": work.data, "task": "causal_lm", "max_length": LONGEST},
             "train": {
-                "global_batch": BATCH, "lanes": workers, "max_steps": work.shape.steps, "determinism": "strict", "seed": 11,
+                "global_batch": BATCH, "lanes": work.shape.lanes, "max_steps": work.shape.steps, "determinism": "strict", "seed": 11,
                 "optimizer": {"lr": 2e-3}, "log_every": 1,
             },
             "tasks": [{
