@@ -2,13 +2,17 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::recovery;
 
 /// Trains a job twice with real processes: first in peace, then under faults drawn from a seed. Prints one JSON document; the
 /// exit code is not zero when a promise was broken.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "pleach-chaos", max_term_width = 100)]
+#[command(name = "pleach-chaos", max_term_width = 100, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
     /// Which faults, when, and on whom
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
@@ -42,6 +46,13 @@ pub(crate) struct Args {
     /// Share of the throughput of the arm without faults below which a promise counts as broken
     #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
     pub(crate) least_throughput: f64,
+}
+
+/// What else the harness does.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Measure how long it takes to go on: after a worker's death, a coordinator's, and when a worker joins
+    Recovery(recovery::Args),
 }
 
 /// Kinds of stores.

@@ -74,6 +74,7 @@ impl Stage<'_> {
             workers: self.workers,
             etcd: self.etcd,
             disks: self.disks,
+            proxies: true,
             env: self.stores.env(),
             runtime: self.runtime.handle().clone(),
         };

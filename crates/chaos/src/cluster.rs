@@ -29,6 +29,8 @@ pub(crate) struct Plan {
     pub(crate) disks: bool,
     /// The environment of whoever uses the store.
     pub(crate) env: Vec<(String, String)>,
+    /// Whether proxies stand between workers and everybody else where there are no namespaces.
+    pub(crate) proxies: bool,
     /// Where proxies run.
     pub(crate) runtime: Handle,
 }
@@ -77,7 +79,7 @@ impl Cluster {
         let host = net.as_deref_mut().map(Net::host).transpose()?;
         let address = host.as_ref().map_or(Ipv4Addr::LOCALHOST, Host::address);
         let (mut env, mut ways, mut coordinators) = (plan.env.clone(), Vec::new(), self.endpoints.clone());
-        if host.is_none() {
+        if host.is_none() && plan.proxies {
             for endpoint in &mut coordinators {
                 let way = self.way(plan, endpoint, false)?;
                 *endpoint = format!("http://{}", way.proxy.address());

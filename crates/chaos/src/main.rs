@@ -16,6 +16,7 @@ mod measure;
 mod node;
 mod plan;
 mod reader;
+mod recovery;
 mod report;
 mod stores;
 mod watch;
@@ -60,6 +61,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<Vec<String>> {
+    if let Some(args::Command::Recovery(args)) = &args.command {
+        return recovery::run(args);
+    }
     let (folder, _temporary) = folder(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let shutdown = Shutdown::default();

@@ -131,6 +131,11 @@ impl Node {
         self.expected = true;
     }
 
+    /// The value of an argument `--FLAG=VALUE`.
+    pub(crate) fn argument(&self, flag: &str) -> Option<&str> {
+        self.program.args.iter().find_map(|word| word.strip_prefix(flag)?.strip_prefix('='))
+    }
+
     /// The last lines, for a failed run.
     pub(crate) fn tail(&self, lines: usize) -> String {
         let text = self.process.as_ref().map(Process::text).unwrap_or_default();

@@ -93,9 +93,10 @@ impl Drop for Watch {
     }
 }
 
-type Client = JobServiceClient<Channel>;
+pub(crate) type Client = JobServiceClient<Channel>;
 
-fn clients(runtime: &Handle, endpoints: &[String]) -> Result<Vec<Client>> {
+/// A client for each address; connects when it is first used.
+pub(crate) fn clients(runtime: &Handle, endpoints: &[String]) -> Result<Vec<Client>> {
     let _inside = runtime.enter();
     let client = |address: &String| {
         let endpoint = Endpoint::from_shared(address.clone()).with_context(|| address.clone())?;
@@ -104,7 +105,8 @@ fn clients(runtime: &Handle, endpoints: &[String]) -> Result<Vec<Client>> {
     endpoints.iter().map(client).collect()
 }
 
-fn request<T>(message: T) -> Request<T> {
+/// With the metadata that the coordinators of a run ask for.
+pub(crate) fn request<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     if let (Ok(tenant), Ok(bearer)) = ("default".parse(), format!("Bearer {TOKEN}").parse()) {
         request.metadata_mut().insert(pleach_proto::TENANT_KEY, tenant);

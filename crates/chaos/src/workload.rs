@@ -14,7 +14,7 @@ use crate::history::Shape;
 /// Rows of a step.
 pub(crate) const BATCH: u64 = 16;
 const VOCAB: u64 = 512;
-const LAYERS: u64 = 4;
+pub(crate) const LAYERS: u64 = 4;
 /// Longest row, in tokens.
 const LONGEST: u64 = 160;
 

@@ -15,6 +15,7 @@ mod fault;
 mod json;
 mod keys;
 mod ledger;
+mod line;
 mod probe;
 mod pull;
 mod record;
@@ -28,6 +29,7 @@ mod writer;
 
 pub use json::canonical as canonical_json;
 pub use ledger::{Ledger, LedgerChunk, LedgerRow, decode_ledger, encode_ledger};
+pub use line::Kept;
 pub use pull::PulledFile;
 pub use record::{
     ADAPTER_CONFIG, ADAPTER_MODEL, EntryKind, FORMAT_VERSION, Gate, LogEntry, MANIFEST, Manifest, ManifestFile,

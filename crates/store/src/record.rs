@@ -13,6 +13,8 @@ use sha2::{Digest, Sha256};
 
 use pleach_base::{Error, Fence, Result, Step, Timestamp, code};
 
+use crate::line::Kept;
+
 use crate::ledger::{LedgerChunk, LedgerRow};
 
 /// The version of every record written by this build; newer ones are refused with `STORE_FORMAT`.
@@ -78,6 +80,9 @@ pub struct LogEntry {
     /// Folders that are given up (kind `retain`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub removed: Vec<String>,
+    /// What is left of the steps before it (kind `retain`; entries of older builds have none).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
 }
 
 /// What was checked before a step may be given to others.

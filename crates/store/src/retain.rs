@@ -12,8 +12,8 @@ use object_store::{Error as StoreError, ObjectMeta, ObjectStoreExt};
 use pleach_base::{Result, Timestamp};
 
 use crate::keys::folder_generation;
+use crate::line::Line;
 use crate::record::{EntryKind, LogEntry};
-use crate::task::reached;
 use crate::writer::Writer;
 
 /// Which steps are kept. Besides: the newest step and the newest one whose gate passed are always kept.
@@ -57,20 +57,18 @@ impl Best {
 
 impl Retention {
     /// The folders to give up, in the order of the log.
-    fn give_up(&self, log: &[LogEntry], now: Timestamp) -> Vec<String> {
-        let steps = reached(log);
+    fn give_up(&self, line: &Line, now: Timestamp) -> Vec<String> {
+        let steps: Vec<&LogEntry> = line.reached.iter().collect();
         let mut kept: BTreeSet<u64> = BTreeSet::new();
         kept.extend(steps.iter().rev().take(self.last.max(1) as usize).map(|entry| entry.seq));
         kept.extend(steps.iter().rev().find(|entry| entry.publishable).map(|entry| entry.seq));
         kept.extend(self.best.as_ref().and_then(|best| best.of(&steps)).map(|entry| entry.seq));
-        let gone: BTreeSet<_> = log.iter().flat_map(|entry| &entry.removed).collect();
         let old = |at: Timestamp| now.0.saturating_sub(at.0) >= millis(self.min_age);
-        let given_up = log.iter().filter(|entry| entry.kind == EntryKind::Step);
-        given_up
-            .filter(|entry| !kept.contains(&entry.seq) && old(entry.at_ms))
-            .filter_map(|entry| entry.folder.clone())
-            .filter(|folder| !gone.contains(folder))
-            .collect()
+        let named = line.reached.iter().chain(&line.left);
+        let mut given_up: Vec<&LogEntry> =
+            named.filter(|entry| !kept.contains(&entry.seq) && old(entry.at_ms)).collect();
+        given_up.sort_by_key(|entry| entry.seq);
+        given_up.into_iter().filter_map(|entry| entry.folder.clone()).collect()
     }
 }
 
@@ -85,11 +83,16 @@ impl Writer {
     /// # Errors
     /// `STORE_FENCED`: nothing was removed. Store errors: what is left over goes with the next call.
     pub async fn retain(&mut self, policy: &Retention, now: Timestamp) -> Result<Vec<String>> {
-        self.load_history().await?;
-        let given_up = policy.give_up(self.history.as_deref().unwrap_or_default(), now);
+        if self.line.is_none() {
+            self.line = Some(self.task.line(self.next - 1).await?);
+        }
+        let line = self.line.as_ref();
+        let given_up = line.map(|line| policy.give_up(line, now)).unwrap_or_default();
         if !given_up.is_empty() {
+            let kept = line.map(|line| line.without(&given_up));
             let mut entry = self.blank(EntryKind::Retain);
             entry.removed = given_up;
+            entry.kept = kept;
             self.append(entry).await?;
         }
         let mut removed = Vec::new();
@@ -100,24 +103,14 @@ impl Writer {
         Ok(removed)
     }
 
-    async fn load_history(&mut self) -> Result<()> {
-        if self.history.is_none() {
-            let mut log = self.task.entries().await?;
-            log.retain(|entry| entry.seq < self.next);
-            self.history = Some(log);
-        }
-        Ok(())
-    }
-
-    /// Folders with objects in them that the log gave up or never named.
+    /// Folders with objects in them that the log gave up or never named. What an entry gave up that was not read, since a
+    /// later one sums it up, is treated as if it had never been named.
     async fn leftovers(&self, policy: &Retention, now: Timestamp) -> Result<BTreeMap<String, Vec<Path>>> {
-        let log = self.history.as_deref().unwrap_or_default();
-        let named: BTreeSet<_> = log.iter().filter_map(|entry| entry.folder.as_deref()).collect();
-        let gone: BTreeSet<_> = log.iter().flat_map(|entry| &entry.removed).map(String::as_str).collect();
+        let nothing = Line::default();
+        let line = self.line.as_ref().unwrap_or(&nothing);
         let mut found = self.step_folders().await?;
         found.retain(|folder, objects| {
-            gone.contains(folder.as_str())
-                || (!named.contains(folder.as_str()) && self.is_abandoned(folder, objects, policy, now))
+            !line.names(folder) && (line.gone.contains(folder) || self.is_abandoned(folder, objects, policy, now))
         });
         Ok(found.into_iter().map(|(folder, metas)| (folder, metas.into_iter().map(|m| m.location).collect())).collect())
     }

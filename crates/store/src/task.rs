@@ -12,6 +12,7 @@ use pleach_base::{Error, Fence, Result, Step, code};
 
 use crate::fault;
 use crate::keys::{self, Keys};
+use crate::line::Line;
 use crate::record::{self, EntryKind, LogEntry, MANIFEST, Manifest, ManifestFile, Snapshot, SnapshotFile};
 use crate::store::Inner;
 use crate::writer::Writer;
@@ -21,6 +22,8 @@ const ENTRY_LIMIT: u64 = 16 << 20;
 const MANIFEST_LIMIT: u64 = 64 << 20;
 /// Requests under way at once when many small objects are read.
 const PARALLEL: usize = 16;
+/// Entries that are looked at one by one for a step to publish, before everything that counts is read.
+const LOOK_BACK: usize = 2 * PARALLEL;
 
 /// The folders, log and checkpoints of one task. Cheap to clone.
 #[derive(Clone)]
@@ -61,10 +64,12 @@ impl TaskStore {
     /// # Errors
     /// `STORE_CORRUPT` when an entry is missing or unreadable, `STORE_FORMAT`, store errors.
     pub async fn entries(&self) -> Result<Vec<LogEntry>> {
-        let seqs = self.seqs().await?;
-        if let Some((expected, _)) = (1..).zip(&seqs).find(|(expected, seq)| expected != *seq) {
-            return Err(code::STORE_CORRUPT.error(format!("{}: the log has no such entry", self.keys.entry(expected))));
-        }
+        self.read_entries(1..=self.last_seq().await?).await
+    }
+
+    /// These entries, in the order in which they are named.
+    async fn read_entries(&self, seqs: impl IntoIterator<Item = u64>) -> Result<Vec<LogEntry>> {
+        let seqs: Vec<u64> = seqs.into_iter().collect();
         futures::stream::iter(seqs).map(|seq| self.entry(seq)).buffered(PARALLEL).try_collect().await
     }
 
@@ -73,9 +78,9 @@ impl TaskStore {
     /// # Errors
     /// As [`TaskStore::entries`].
     pub async fn last_entry(&self) -> Result<Option<LogEntry>> {
-        match self.seqs().await?.last() {
-            Some(seq) => self.entry(*seq).await.map(Some),
-            None => Ok(None),
+        match self.last_seq().await? {
+            0 => Ok(None),
+            seq => self.entry(seq).await.map(Some),
         }
     }
 
@@ -84,7 +89,7 @@ impl TaskStore {
     /// # Errors
     /// As [`TaskStore::entries`].
     pub async fn newest(&self) -> Result<Option<LogEntry>> {
-        for seq in self.seqs().await?.into_iter().rev() {
+        for seq in (1..=self.last_seq().await?).rev() {
             let entry = self.entry(seq).await?;
             if entry.kind == EntryKind::Step {
                 return Ok(Some(entry));
@@ -99,7 +104,26 @@ impl TaskStore {
     /// # Errors
     /// As [`TaskStore::entries`].
     pub async fn steps(&self) -> Result<Vec<LogEntry>> {
-        Ok(reached(&self.entries().await?).into_iter().cloned().collect())
+        Ok(self.line(self.last_seq().await?).await?.reached)
+    }
+
+    /// What the log names as far as its entry `last`: read back to the newest entry that sums up what is before it.
+    pub(crate) async fn line(&self, last: u64) -> Result<Line> {
+        let (mut newer, mut line) = (Vec::new(), Line::default());
+        let mut next = last;
+        while next > 0 && newer.last().is_none_or(|entry: &LogEntry| entry.kept.is_none()) {
+            let from = next.saturating_sub(PARALLEL as u64 - 1).max(1);
+            let mut chunk = self.read_entries((from..=next).rev()).await?;
+            let sum = chunk.iter().position(|entry| entry.kept.is_some());
+            chunk.truncate(sum.map_or(chunk.len(), |at| at + 1));
+            newer.append(&mut chunk);
+            next = from - 1;
+        }
+        if let Some(kept) = newer.last().and_then(|entry| entry.kept.clone()) {
+            line = Line::summed_up(&kept, self.read_entries(kept.all()).await?);
+        }
+        newer.into_iter().rev().for_each(|entry| line.add(entry));
+        Ok(line)
     }
 
     /// The newest step whose gate passed: what `pull` and `export` take.
@@ -107,7 +131,21 @@ impl TaskStore {
     /// # Errors
     /// As [`TaskStore::entries`].
     pub async fn newest_publishable(&self) -> Result<Option<LogEntry>> {
-        Ok(self.steps().await?.into_iter().rev().find(|entry| entry.publishable))
+        // Back from the newest: an entry counts when its step is before all steps of later entries and none gave it up.
+        let (mut next, mut removed) = (None, BTreeSet::new());
+        let last = self.last_seq().await?;
+        for seq in (1..=last).rev().take(LOOK_BACK) {
+            let entry = self.entry(seq).await?;
+            let is_reached = entry.kind == EntryKind::Step && next.is_none_or(|next| entry.step < next);
+            if is_reached {
+                next = Some(entry.step);
+                if entry.publishable && entry.folder.as_ref().is_some_and(|folder| !removed.contains(folder)) {
+                    return Ok(Some(entry));
+                }
+            }
+            removed.extend(entry.removed);
+        }
+        Ok(self.line(last).await?.reached.into_iter().rev().find(|entry| entry.publishable))
     }
 
     /// The entry of this step.
@@ -190,7 +228,7 @@ impl TaskStore {
 
     async fn is_given_up(&self, entry: &LogEntry) -> Result<bool> {
         let Some(folder) = &entry.folder else { return Ok(false) };
-        for seq in self.seqs().await?.into_iter().rev().take_while(|seq| *seq > entry.seq) {
+        for seq in (entry.seq + 1..=self.last_seq().await?).rev() {
             let later = self.entry(seq).await?;
             if later.kind == EntryKind::Retain && later.removed.contains(folder) {
                 return Ok(true);
@@ -199,20 +237,27 @@ impl TaskStore {
         Ok(false)
     }
 
-    /// The numbers of the log's objects in order.
-    pub(crate) async fn seqs(&self) -> Result<Vec<u64>> {
+    /// The number of the log's last entry; 0 when there is none. Listed from the entry that `latest.json` copies, if it
+    /// is there: the copy saves listing what is before it, and decides nothing.
+    pub(crate) async fn last_seq(&self) -> Result<u64> {
         let log = self.keys.log();
-        let listed: Vec<_> = self
-            .store
-            .objects
-            .list(Some(&log))
-            .try_collect()
-            .await
-            .map_err(|e: StoreError| self.sort("cannot list", &log, e))?;
-        let mut seqs: Vec<_> =
-            listed.iter().filter_map(|meta| keys::entry_seq(meta.location.filename().unwrap_or_default())).collect();
-        seqs.sort_unstable();
-        Ok(seqs)
+        let known = self.latest_seq().await;
+        let listed = match known {
+            Some(seq) => self.objects().list_with_offset(Some(&log), &self.keys.entry(seq)),
+            None => self.objects().list(Some(&log)),
+        };
+        let seqs = listed
+            .try_filter_map(|meta| async move { Ok(keys::entry_seq(meta.location.filename().unwrap_or_default())) })
+            .try_fold(known.unwrap_or(0), |last, seq| async move { Ok(last.max(seq)) });
+        seqs.await.map_err(|e: StoreError| self.sort("cannot list", &log, e))
+    }
+
+    async fn latest_seq(&self) -> Option<u64> {
+        let key = self.keys.latest();
+        let found = self.objects().get(&key).await.ok()?;
+        let entry: LogEntry = record::parse(key.as_ref(), &self.small(&key, found, ENTRY_LIMIT).await.ok()?).ok()?;
+        self.objects().head(&self.keys.entry(entry.seq)).await.ok()?;
+        Some(entry.seq)
     }
 
     pub(crate) async fn entry(&self, seq: u64) -> Result<LogEntry> {
@@ -254,24 +299,6 @@ pub(crate) fn folder_of(entry: &LogEntry) -> Result<&str> {
     entry.folder.as_deref().ok_or_else(|| {
         code::CHECKPOINT_NONE.error(format!("log entry {} is of kind {:?}, not a step", entry.seq, entry.kind))
     })
-}
-
-/// The step entries that count, oldest first. A step that is not after its predecessor means that a later generation
-/// went back: what it went back behind is history that led nowhere.
-pub(crate) fn reached(entries: &[LogEntry]) -> Vec<&LogEntry> {
-    let mut line: Vec<&LogEntry> = Vec::new();
-    let mut removed = BTreeSet::new();
-    for entry in entries {
-        removed.extend(entry.removed.iter().map(String::as_str));
-        if entry.kind == EntryKind::Step {
-            while line.last().is_some_and(|last| last.step >= entry.step) {
-                line.pop();
-            }
-            line.push(entry);
-        }
-    }
-    line.retain(|entry| entry.folder.as_deref().is_some_and(|folder| !removed.contains(folder)));
-    line
 }
 
 pub(crate) fn check_length(key: &Path, found: u64, expected: u64) -> Result<()> {

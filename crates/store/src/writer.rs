@@ -12,6 +12,7 @@ use crate::create::{Created, create};
 use crate::json::canonical;
 use crate::keys::folder_name;
 use crate::ledger;
+use crate::line::Line;
 use crate::record::{self, EntryKind, FORMAT_VERSION, LogEntry, MANIFEST, Snapshot};
 use crate::task::{TaskStore, parse_entry};
 
@@ -32,14 +33,14 @@ pub struct Writer {
     last: Option<LogEntry>,
     /// The folder that this writer has begun to fill.
     begun: Option<(Step, String)>,
-    /// The whole log as far as `next`, once retention needed it.
-    pub(crate) history: Option<Vec<LogEntry>>,
+    /// The log as far as `next`, once retention needed it.
+    pub(crate) line: Option<Line>,
 }
 
 impl Writer {
     pub(crate) async fn open(task: TaskStore, fence: Fence) -> Result<Self> {
         let name = task.store.ids.next_id();
-        let mut writer = Self { task, fence, name, next: 1, last: None, begun: None, history: None };
+        let mut writer = Self { task, fence, name, next: 1, last: None, begun: None, line: None };
         for _ in 0..FENCE_TRIES {
             if let Some(last) = writer.task.last_entry().await? {
                 if last.fence > fence {
@@ -165,8 +166,8 @@ impl Writer {
                 return Err(self.fenced(&found));
             }
             self.next += 1;
-            if let Some(history) = &mut self.history {
-                history.push(found.clone());
+            if let Some(line) = &mut self.line {
+                line.add(found.clone());
             }
             if found.kind == EntryKind::Step {
                 self.last = Some(found.clone());
@@ -206,6 +207,7 @@ impl Writer {
             metrics: Default::default(),
             ledger: Vec::new(),
             removed: Vec::new(),
+            kept: None,
         }
     }
 

@@ -72,11 +72,7 @@ impl Etcd {
     /// When none says so.
     pub fn leader(&self) -> Result<usize> {
         for (index, member) in self.members.iter().enumerate().filter(|(_, member)| member.process.is_some()) {
-            let Ok(answer) = request(member.client, "POST", "/v3/maintenance/status") else { continue };
-            let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-            let Ok(status) = serde_json::from_str::<serde_json::Value>(body) else { continue };
-            let (id, leader) = (&status["header"]["member_id"], &status["leader"]);
-            if id.is_string() && id == leader {
+            if leads(member.client) {
                 return Ok(index);
             }
         }
@@ -159,6 +155,16 @@ impl Etcd {
 
 fn healthy(port: u16) -> bool {
     request(port, "GET", "/health").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+}
+
+/// Whether the member that answers clients at this port of the loopback interface says that it leads.
+#[must_use]
+pub fn leads(client: u16) -> bool {
+    let Ok(answer) = request(client, "POST", "/v3/maintenance/status") else { return false };
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    let Ok(status) = serde_json::from_str::<serde_json::Value>(body) else { return false };
+    let (id, leader) = (&status["header"]["member_id"], &status["leader"]);
+    id.is_string() && id == leader
 }
 
 fn request(port: u16, method: &str, path: &str) -> Result<String> {

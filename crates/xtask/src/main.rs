@@ -1,5 +1,5 @@
 //! Developer commands: `cargo xtask setup | quickstart | test | lint | verify | fix | gen | new-method | mutate | chaos |
-//! gpu`.
+//! recovery | gpu`.
 //!
 //! Deliberately absent: libtorch, protoc and every crate of Pleach, so that this builds on a bare machine and can fetch what
 //! the others need. It drives Pleach only as a user would: through `cargo` and the built binaries.
@@ -18,6 +18,7 @@ mod mutate;
 mod new_method;
 mod paths;
 mod quickstart;
+mod recovery;
 mod setup;
 mod strict_table;
 mod suites;
@@ -61,6 +62,8 @@ enum Command {
     StrictTable,
     /// Train with real processes under real faults, and count what was lost
     Chaos(chaos::Args),
+    /// Measure on this machine how long failures of workers and coordinators hold training up
+    Recovery(recovery::Args),
     /// Break each invariant on purpose, in a copy, and see the tests notice
     Mutate(mutate::Args),
     /// Everything that needs a CUDA device
@@ -97,6 +100,7 @@ fn run(command: &Command) -> Result<()> {
         Command::NewMethod(args) => new_method::run(&paths, args),
         Command::StrictTable => strict_table::run(&paths),
         Command::Chaos(args) => chaos::run(&paths, args),
+        Command::Recovery(args) => recovery::run(&paths, args),
         Command::Mutate(args) => mutate::run(&paths, args),
         Command::Gpu(args) => gpu::run(&paths, args),
     }

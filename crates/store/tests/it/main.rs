@@ -13,6 +13,7 @@ mod gate;
 mod interleavings;
 mod kills;
 mod ledger;
+mod long_logs;
 mod probes;
 mod races;
 mod reading;
