@@ -101,7 +101,7 @@ async fn a_long_log_is_read_from_its_end(#[values(Kind::Folder, Kind::S3)] kind:
     let counted = Arc::clone(&asked);
     let counting = backend.store.decorated(|inner| Arc::new(Counting { inner, asked: counted }));
     let task: TaskStore = task_of(&counting);
-    let mut cost = |what: &str| {
+    let cost = |what: &str| {
         let asked = asked.swap(0, Ordering::SeqCst);
         println!("{what} of {entries} entries: {asked} requests");
         assert!(asked <= 40, "{what}: {asked} requests");
