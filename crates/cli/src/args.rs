@@ -33,7 +33,7 @@ pub(crate) struct Cli {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct Global {
-    /// Address of the coordinator
+    /// Address of the coordinator; of all of them, separated by commas, when several stand by
     #[arg(long, global = true, env = "PLEACH_ADDRESS", default_value = "http://127.0.0.1:7700", value_name = "URL")]
     pub(crate) address: String,
     /// Owner of the jobs; the job file's `metadata.tenant` when it is absent at submission
@@ -341,12 +341,19 @@ pub(crate) struct Coordinator {
     /// Address of /healthz, /readyz, /metrics; `off` for none [default: 127.0.0.1:7701]
     #[arg(long, value_name = "ADDR")]
     pub(crate) http: Option<String>,
-    /// File that keeps the jobs; `memory` keeps nothing [default: .pleach/coordinator.redb]
-    #[arg(long, value_name = "FILE")]
+    /// File that keeps the jobs, or `etcd://HOST:PORT[,HOST:PORT]/PREFIX`, which several coordinators may share; `memory`
+    /// keeps nothing [default: .pleach/coordinator.redb]
+    #[arg(long, value_name = "FILE|URL")]
     pub(crate) state: Option<String>,
     /// Milliseconds after which a silent worker is lost [default: 10000]
     #[arg(long, value_name = "MS")]
     pub(crate) lease_ttl_ms: Option<u64>,
+    /// Milliseconds that workers train on while no coordinator answers [default: 60000]
+    #[arg(long, value_name = "MS")]
+    pub(crate) grace_ms: Option<u64>,
+    /// Where callers reach this coordinator; others that stand by send them here [default: http:// and the address of --listen]
+    #[arg(long, value_name = "URL")]
+    pub(crate) advertise: Option<String>,
     /// Milliseconds that workers may train on without a coordinator [default: 60000]
     #[arg(long, value_name = "MS")]
     pub(crate) grace_ms: Option<u64>,

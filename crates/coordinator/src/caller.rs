@@ -2,23 +2,31 @@
 
 use pleach_base::{Result, Tenant, code};
 use pleach_proto::TENANT_KEY;
-use pleach_proto::status::to_status;
+use pleach_proto::status::{not_leader, to_status};
 use tonic::metadata::MetadataMap;
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
+use crate::actor::Seat;
+
 /// The tenant of calls that name none.
 pub(crate) const DEFAULT_TENANT: &str = "default";
 
-/// Lets calls pass that carry the token, when there is one.
+/// Lets calls pass that carry the token, when there is one, and while this coordinator leads.
 #[derive(Clone)]
 pub(crate) struct Gate {
     token: Option<std::sync::Arc<str>>,
+    seat: Option<Seat>,
 }
 
 impl Gate {
     pub(crate) fn new(token: Option<&str>) -> Self {
-        Self { token: token.map(Into::into) }
+        Self { token: token.map(Into::into), seat: None }
+    }
+
+    /// Also refuses calls while another coordinator leads, and says which.
+    pub(crate) fn leading(self, seat: Seat) -> Self {
+        Self { seat: Some(seat), ..self }
     }
 
     fn admits(&self, metadata: &MetadataMap) -> bool {
@@ -32,7 +40,10 @@ impl Gate {
 impl Interceptor for Gate {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
         if self.admits(request.metadata()) {
-            return Ok(request);
+            return match self.seat.as_ref().and_then(Seat::elsewhere) {
+                None => Ok(request),
+                Some(leader) => Err(not_leader(leader.as_deref())),
+            };
         }
         let error = code::TOKEN_REFUSED
             .error("authorization: the call carries no token, or not the coordinator's")

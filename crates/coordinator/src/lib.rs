@@ -11,6 +11,7 @@ mod caller;
 mod config;
 mod db;
 mod http;
+mod lead;
 mod serve;
 mod service;
 mod view;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics_exporter_prometheus::PrometheusBuilder;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use pleach_base::shutdown::Shutdown;
 use pleach_base::{Error, Result, ResultExt, code};
 use pleach_proto::v1::checkpoint_service_server::CheckpointServiceServer;
@@ -12,17 +12,22 @@ use pleach_proto::v1::job_service_server::JobServiceServer;
 use pleach_proto::v1::worker_service_server::WorkerServiceServer;
 use pleach_proto::{DESCRIPTORS, MAX_MESSAGE_BYTES};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
+use tonic::server::NamedService as _;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::{Router, TcpIncoming};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 use crate::actor::{self, Actor, Handle, Role, Seat};
 use crate::caller::Gate;
 use crate::config::{Config, StateStore};
 use crate::db::{Backend, File};
 use crate::http;
+use crate::lead::{Link, Stand, stand};
 use crate::service::{Checkpoints, Jobs, Shared, Workers};
 
 /// Open calls get this long to end once a shutdown was requested.
@@ -80,29 +85,13 @@ pub async fn serve(config: Config, shutdown: Shutdown) -> Result<Running> {
     let recorder = PrometheusBuilder::new().build_recorder();
     let counters = recorder.handle();
 
-    let path = match &config.state {
-        StateStore::File(path) => Some(path.as_path()),
-        StateStore::Memory => None,
-    };
-    let file = File::open(path)?;
-    let (term, clean) = file.take_term(config.clock.now())?;
-    let db: Arc<dyn Backend> = Arc::new(file);
-    let actor = Actor::load(&config, db, term, clean)?;
-    tracing::info!(%term, %grpc_addr, ?http_addr, "coordinator started");
-    let (handle, requests) = actor::channel();
-    let (roles, role) = tokio::sync::watch::channel(Role::Leader(handle.clone()));
+    let (roles, role) = watch::channel(Role::Follower { leader: None });
     let seat = Seat::new(role);
-    let stop = shutdown.clone();
-    let acting =
-        tokio::task::spawn_blocking(move || metrics::with_local_recorder(&recorder, || actor.run(requests, &stop)));
-    let acting = tokio::spawn(async move {
-        // Held here and not by the actor, which would wait for itself.
-        let _roles = roles;
-        acting.await.map(|_| ())
-    });
+    let recorder = Arc::new(recorder);
+    let acting = begin(&config, grpc_addr, recorder, roles, &shutdown).await?;
+    tracing::info!(%grpc_addr, ?http_addr, "coordinator started");
 
     let tasks = TaskTracker::new();
-    tasks.spawn(tick(handle, config.tick, shutdown.clone()));
     let shared = Shared { actor: seat.clone(), tasks: tasks.clone(), shutdown: shutdown.clone() };
     let router = router(&config, &shared).await?;
     if let Some(listener) = http {
@@ -110,6 +99,42 @@ pub async fn serve(config: Config, shutdown: Shutdown) -> Result<Running> {
     }
     let main = tokio::spawn(run(router, grpc, shutdown.clone(), acting, tasks));
     Ok(Running { grpc_addr, http_addr, shutdown, main })
+}
+
+/// Begins to lead on a state of one's own, or to stand by on a shared one.
+async fn begin(
+    config: &Config,
+    address: SocketAddr,
+    recorder: Arc<PrometheusRecorder>,
+    roles: watch::Sender<Role>,
+    shutdown: &Shutdown,
+) -> Result<JoinHandle<Result<()>>> {
+    let path = match &config.state {
+        StateStore::Etcd { endpoints, prefix } => {
+            let link = Link::open(endpoints, prefix).await?;
+            let advertise = config.advertise.clone().unwrap_or_else(|| format!("http://{address}"));
+            let (config, shutdown) = (config.clone(), shutdown.clone());
+            return Ok(tokio::spawn(stand(Stand { link, config, advertise, recorder, roles, shutdown })));
+        }
+        StateStore::File(path) => Some(path.as_path()),
+        StateStore::Memory => None,
+    };
+    let file = File::open(path)?;
+    let (term, clean) = file.take_term(config.clock.now())?;
+    let db: Arc<dyn Backend> = Arc::new(file);
+    let actor = Actor::load(config, db, term, clean)?;
+    let (handle, requests) = actor::channel();
+    tokio::spawn(tick(handle.clone(), config.tick, shutdown.clone()));
+    roles.send_replace(Role::Leader(handle));
+    let stop = shutdown.clone();
+    let run = move || metrics::with_local_recorder(&*recorder, || actor.run(requests, &stop));
+    let acting = tokio::task::spawn_blocking(run);
+    Ok(tokio::spawn(async move {
+        // Held here and not by the actor, which would wait for itself.
+        let _roles = roles;
+        let ended = acting.await;
+        ended.map(|_| ()).or_code(code::INTERNAL, || "the coordinator's actor panicked".into())
+    }))
 }
 
 async fn bind(field: &str, address: SocketAddr) -> Result<TcpListener> {
@@ -132,16 +157,15 @@ async fn router(config: &Config, shared: &Shared) -> Result<Router> {
     let jobs = JobServiceServer::new(Jobs::new(shared.clone(), local)).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let workers = WorkerServiceServer::new(Workers::new(shared.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let checkpoints = CheckpointServiceServer::new(Checkpoints::new(shared.clone()));
-    health.set_serving::<JobServiceServer<Jobs>>().await;
-    health.set_serving::<WorkerServiceServer<Workers>>().await;
-    health.set_serving::<CheckpointServiceServer<Checkpoints>>().await;
+    shared.tasks.spawn(report_health(health, shared.actor.roles(), shared.shutdown.clone()));
     let described = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let unreadable = || "the descriptors cannot be read".to_owned();
-    let gate = Gate::new(config.token.as_deref());
+    let open = Gate::new(config.token.as_deref());
+    let gate = open.clone().leading(shared.actor.clone());
     // Health answers without a token: probes carry none, and learn nothing but that somebody serves.
     let router = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
@@ -149,13 +173,32 @@ async fn router(config: &Config, shared: &Shared) -> Result<Router> {
         .add_service(health_service)
         .add_service(InterceptedService::new(jobs, gate.clone()))
         .add_service(InterceptedService::new(workers, gate.clone()))
-        .add_service(InterceptedService::new(checkpoints, gate.clone()))
-        .add_service(InterceptedService::new(described().build_v1().or_code(code::INTERNAL, unreadable)?, gate.clone()))
-        .add_service(InterceptedService::new(described().build_v1alpha().or_code(code::INTERNAL, unreadable)?, gate));
+        .add_service(InterceptedService::new(checkpoints, gate))
+        .add_service(InterceptedService::new(described().build_v1().or_code(code::INTERNAL, unreadable)?, open.clone()))
+        .add_service(InterceptedService::new(described().build_v1alpha().or_code(code::INTERNAL, unreadable)?, open));
     Ok(router)
 }
 
-async fn tick(actor: Handle, every: Duration, shutdown: Shutdown) {
+/// Says through the health service whether this coordinator leads: a Service before several picks the one that does.
+async fn report_health(health: HealthReporter, mut roles: watch::Receiver<Role>, shutdown: Shutdown) {
+    loop {
+        let leads = matches!(&*roles.borrow_and_update(), Role::Leader(_));
+        let status = if leads { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let names = ["", JobServiceServer::<Jobs>::NAME, WorkerServiceServer::<Workers>::NAME];
+        for name in names.into_iter().chain([CheckpointServiceServer::<Checkpoints>::NAME]) {
+            health.set_service_status(name, status).await;
+        }
+        let changed = tokio::select! {
+            changed = roles.changed() => changed.is_ok(),
+            () = shutdown.requested() => false,
+        };
+        if !changed {
+            return;
+        }
+    }
+}
+
+pub(crate) async fn tick(actor: Handle, every: Duration, shutdown: Shutdown) {
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -172,7 +215,7 @@ async fn run(
     router: Router,
     listener: TcpListener,
     shutdown: Shutdown,
-    acting: JoinHandle<std::result::Result<(), tokio::task::JoinError>>,
+    acting: JoinHandle<Result<()>>,
     tasks: TaskTracker,
 ) -> Result<()> {
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -180,7 +223,7 @@ async fn run(
     let mut serving =
         tokio::spawn(router.serve_with_incoming_shutdown(incoming, async move { stop.requested().await }));
     // Either a shutdown was requested, or the actor gave up and requested one.
-    acting.await.flatten().or_code(code::INTERNAL, || "the coordinator's actor panicked".into())?;
+    let acted = acting.await.or_code(code::INTERNAL, || "the coordinator's actor panicked".into());
     shutdown.request("the coordinator stopped");
     tasks.close();
     let served = tokio::time::timeout(GRACE, &mut serving).await;
@@ -189,6 +232,7 @@ async fn run(
         serving.abort();
     }
     let _ = tokio::time::timeout(GRACE, tasks.wait()).await;
+    acted??;
     match shutdown.reason() {
         Some(reason) if reason == actor::CANNOT_STORE => Err(code::IO.error(reason)),
         _ => Ok(()),

@@ -74,8 +74,7 @@ fn config(global: &Global, args: Coordinator) -> Result<Config> {
         grace_ms: args.grace_ms,
     };
     let node: Node = pleach_spec::node::layered(&defaults, args.config.as_deref(), "PLEACH_COORDINATOR_", &flags)?;
-    let state = if node.state == "memory" { StateStore::Memory } else { StateStore::File(node.state.into()) };
-    let mut config = Config::new(state);
+    let mut config = Config::new(StateStore::parse(&node.state)?);
     config.grpc_listen = node.listen;
     config.http_listen = match node.http.as_str() {
         "off" => None,
@@ -92,6 +91,8 @@ fn config(global: &Global, args: Coordinator) -> Result<Config> {
         return Err(code::BAD_VALUE.error(format!("grace_ms: {} is below lease_ttl_ms", node.grace_ms)));
     }
     config.settings.lease_ttl = Duration::from_millis(node.lease_ttl_ms);
+    config.settings.grace = Duration::from_millis(node.grace_ms);
+    config.advertise = (!node.advertise.is_empty()).then_some(node.advertise);
     config.settings.grace = Duration::from_millis(node.grace_ms);
     Ok(config)
 }

@@ -4,7 +4,9 @@
 //! Progress and updates are kept in their wire form (protobuf keeps what older versions wrote readable, and NaN whole);
 //! jobs as JSON, so that a person can look.
 
+mod etcd;
 mod file;
+mod ring;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -15,6 +17,7 @@ use pleach_sched::{Job, JobKey};
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use etcd::Etcd;
 pub(crate) use file::File;
 
 /// A job as it is stored. What is recorded of its tasks is stored apart: it changes with every step.

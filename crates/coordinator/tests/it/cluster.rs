@@ -46,6 +46,14 @@ impl Cluster {
         Self::start_with(fast()).await
     }
 
+    /// A client of a coordinator that was started elsewhere, with a folder for jobs.
+    pub(crate) async fn at(running: Running) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        model(&folder.path().join("model"));
+        let jobs = JobServiceClient::connect(running.url()).await.unwrap();
+        Self { running: Some(running), folder, jobs, settings: fast() }
+    }
+
     pub(crate) async fn start_with(settings: Settings) -> Self {
         let folder = tempfile::tempdir().unwrap();
         model(&folder.path().join("model"));

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod jobs;
+mod leader;
 mod restart;
 mod surface;
 mod worker;
