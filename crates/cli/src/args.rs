@@ -354,9 +354,6 @@ pub(crate) struct Coordinator {
     /// Where callers reach this coordinator; others that stand by send them here [default: http:// and the address of --listen]
     #[arg(long, value_name = "URL")]
     pub(crate) advertise: Option<String>,
-    /// Milliseconds that workers may train on without a coordinator [default: 60000]
-    #[arg(long, value_name = "MS")]
-    pub(crate) grace_ms: Option<u64>,
 }
 
 #[cfg(test)]

@@ -22,12 +22,32 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const OUTAGE_LIMIT: Duration = Duration::from_secs(120);
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
-/// A connection to a coordinator. Cheap to clone.
+/// A new leader is chosen within this time, unless something is wrong with more than a coordinator.
+const ELECTION_LIMIT: Duration = Duration::from_secs(15);
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+
+/// A connection to the coordinator that leads. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Client {
+    global: Global,
+    /// Where the connection goes.
     address: String,
+    identity: Identity,
     jobs: JobServiceClient<InterceptedService<Channel, Identity>>,
     checkpoints: CheckpointServiceClient<InterceptedService<Channel, Identity>>,
+}
+
+/// Makes a call, with whichever coordinator leads. All calls may be made twice: they are idempotent.
+macro_rules! call {
+    ($client:ident.$service:ident.$method:ident($request:expr)) => {{
+        let (request, mut waited) = ($request, Duration::ZERO);
+        loop {
+            match $client.$service.$method(request.clone()).await {
+                Ok(answer) => break answer.into_inner(),
+                Err(status) => $client.turn(&status, &mut waited).await?,
+            }
+        }
+    }};
 }
 
 /// Who calls.
@@ -48,13 +68,12 @@ impl Interceptor for Identity {
 }
 
 impl Client {
-    /// Connects on behalf of `tenant`.
+    /// Connects on behalf of `tenant`: to the first of the addresses where something answers. If another coordinator
+    /// leads, the first call finds out.
     ///
     /// # Errors
-    /// `UNREACHABLE` when nothing answers at the address, `BAD_VALUE` for an address that cannot be one.
+    /// `UNREACHABLE` when nothing answers at any address, `BAD_VALUE` for an address that cannot be one.
     pub(crate) async fn connect(global: &Global, tenant: &str) -> Result<Self> {
-        let endpoint = endpoint(global)?;
-        let channel = endpoint.connect().await.map_err(|error| unreachable(&global.address).caused_by(error))?;
         let text = |what: &str, value: String| {
             value.parse().map_err(|_| code::BAD_VALUE.error(format!("{what}: it has characters that cannot be sent")))
         };
@@ -63,57 +82,99 @@ impl Client {
             None => None,
         };
         let identity = Identity { tenant: text("--tenant", tenant.to_owned())?, bearer };
-        Ok(Self {
-            address: global.address.clone(),
+        let mut last = None;
+        for address in addresses(global) {
+            match open(global, address).await {
+                Ok(channel) => return Ok(Self::over(channel, global.clone(), address.to_owned(), identity)),
+                Err(error) if error.code() == code::UNREACHABLE => last = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| code::BAD_VALUE.error("--address: it is empty")))
+    }
+
+    fn over(channel: Channel, global: Global, address: String, identity: Identity) -> Self {
+        Self {
             jobs: JobServiceClient::with_interceptor(channel.clone(), identity.clone())
                 .max_decoding_message_size(MAX_MESSAGE_BYTES),
-            checkpoints: CheckpointServiceClient::with_interceptor(channel, identity)
+            checkpoints: CheckpointServiceClient::with_interceptor(channel, identity.clone())
                 .max_decoding_message_size(MAX_MESSAGE_BYTES),
-        })
+            global,
+            address,
+            identity,
+        }
+    }
+
+    /// Turns to another coordinator after a refusal: to the one that leads if the refusal names it, else to the next one.
+    ///
+    /// # Errors
+    /// The refusal, when no other coordinator can help or `waited` is too long.
+    async fn turn(&mut self, status: &Status, waited: &mut Duration) -> Result<()> {
+        let error = self.sort(status);
+        let several = addresses(&self.global).count() > 1;
+        let elsewhere = error.code() == code::NOT_LEADER || (several && error.code() == code::UNREACHABLE);
+        if !elsewhere || *waited >= ELECTION_LIMIT {
+            return Err(error);
+        }
+        let named = status::leader(status).filter(|leader| *leader != self.address).map(str::to_owned);
+        if named.is_none() {
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+        *waited += ASK_AGAIN;
+        let known: Vec<_> = addresses(&self.global).map(str::to_owned).collect();
+        let after = known.iter().position(|known| *known == self.address).map_or(0, |at| at + 1);
+        let next = known.iter().cycle().skip(after).take(known.len()).cloned();
+        for address in named.into_iter().chain(next) {
+            if let Ok(channel) = open(&self.global, &address).await {
+                *self = Self::over(channel, self.global.clone(), address, self.identity.clone());
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Stores a job; false when the same one had been submitted before.
     pub(crate) async fn submit(&mut self, spec: String, id: &str) -> Result<(v1::Job, bool)> {
         let request = v1::SubmitJobRequest { spec, id: id.to_owned() };
-        let answer = self.jobs.submit_job(request).await.map_err(|e| self.sort(&e))?.into_inner();
+        let answer = call!(self.jobs.submit_job(request));
         Ok((whole(answer.job)?, answer.created))
     }
 
     pub(crate) async fn get(&mut self, id: &str) -> Result<v1::Job> {
         let request = v1::GetJobRequest { id: id.to_owned() };
-        whole(self.jobs.get_job(request).await.map_err(|e| self.sort(&e))?.into_inner().job)
+        whole(call!(self.jobs.get_job(request)).job)
     }
 
     pub(crate) async fn list(&mut self) -> Result<Vec<v1::Job>> {
         let request = v1::ListJobsRequest { states: Vec::new() };
-        Ok(self.jobs.list_jobs(request).await.map_err(|e| self.sort(&e))?.into_inner().jobs)
+        Ok(call!(self.jobs.list_jobs(request)).jobs)
     }
 
     pub(crate) async fn cancel(&mut self, id: &str, reason: &str) -> Result<v1::Job> {
         let request = v1::CancelJobRequest { id: id.to_owned(), reason: reason.to_owned() };
-        whole(self.jobs.cancel_job(request).await.map_err(|e| self.sort(&e))?.into_inner().job)
+        whole(call!(self.jobs.cancel_job(request)).job)
     }
 
     pub(crate) async fn delete(&mut self, id: &str) -> Result<()> {
         let request = v1::DeleteJobRequest { id: id.to_owned() };
-        self.jobs.delete_job(request).await.map_err(|e| self.sort(&e))?;
+        call!(self.jobs.delete_job(request));
         Ok(())
     }
 
     /// The newest recorded steps of all tasks.
     pub(crate) async fn commits(&mut self, id: &str) -> Result<Vec<v1::CommitRecord>> {
         let request = v1::ListCommitsRequest { id: id.to_owned(), task: String::new() };
-        Ok(self.jobs.list_commits(request).await.map_err(|e| self.sort(&e))?.into_inner().commits)
+        Ok(call!(self.jobs.list_commits(request)).commits)
     }
 
     pub(crate) async fn checkpoints(&mut self, job: &str) -> Result<Vec<v1::Checkpoint>> {
         let request = v1::ListCheckpointsRequest { job: job.to_owned(), task: String::new() };
-        Ok(self.checkpoints.list_checkpoints(request).await.map_err(|e| self.sort(&e))?.into_inner().checkpoints)
+        Ok(call!(self.checkpoints.list_checkpoints(request)).checkpoints)
     }
 
     pub(crate) async fn checkpoint(&mut self, job: &str, task: &str, step: Option<u64>) -> Result<v1::Checkpoint> {
         let request = v1::DescribeCheckpointRequest { job: job.to_owned(), task: task.to_owned(), step };
-        let answer = self.checkpoints.describe_checkpoint(request).await.map_err(|e| self.sort(&e))?.into_inner();
+        let answer = call!(self.checkpoints.describe_checkpoint(request));
         answer.checkpoint.ok_or_else(|| code::INTERNAL.error("the coordinator answered without a checkpoint"))
     }
 
@@ -129,7 +190,7 @@ impl Client {
         loop {
             let error = match self.watch_once(id, &mut seen, &mut lost, &mut on).await {
                 Ok(()) => return Ok(()),
-                Err(error) if error.code() == code::UNREACHABLE => error,
+                Err(error) if [code::UNREACHABLE, code::NOT_LEADER].contains(&error.code()) => error,
                 Err(error) => return Err(error),
             };
             if lost >= OUTAGE_LIMIT {
@@ -152,7 +213,7 @@ impl Client {
         on: &mut impl FnMut(WatchJobResponse) -> Flow,
     ) -> Result<()> {
         let request = v1::WatchJobRequest { id: id.to_owned(), after_seq: *seen };
-        let mut updates = self.jobs.watch_job(request).await.map_err(|e| self.sort(&e))?.into_inner();
+        let mut updates = call!(self.jobs.watch_job(request));
         while let Some(update) = updates.message().await.map_err(|e| self.sort(&e))? {
             *lost = Duration::ZERO;
             *seen = update.seq.max(*seen);
@@ -178,9 +239,17 @@ pub(crate) enum Flow {
     Stop,
 }
 
-fn endpoint(global: &Global) -> Result<Endpoint> {
-    let bad = || format!("--address {}: not an http:// or https:// address", global.address);
-    let mut endpoint = Endpoint::from_shared(global.address.clone())
+fn addresses(global: &Global) -> impl Iterator<Item = &str> {
+    global.address.split(',').map(str::trim).filter(|address| !address.is_empty())
+}
+
+async fn open(global: &Global, address: &str) -> Result<Channel> {
+    endpoint(global, address)?.connect().await.map_err(|error| unreachable(&global.address).caused_by(error))
+}
+
+fn endpoint(global: &Global, address: &str) -> Result<Endpoint> {
+    let bad = || format!("--address {address}: not an http:// or https:// address");
+    let mut endpoint = Endpoint::from_shared(address.to_owned())
         .or_code(code::BAD_VALUE, bad)?
         .connect_timeout(CONNECT_LIMIT)
         .http2_keep_alive_interval(Duration::from_secs(20))

@@ -19,12 +19,14 @@ struct Node {
     listen: SocketAddr,
     /// Address of the HTTP side; `off` for none.
     http: String,
-    /// File that keeps the jobs, or `memory`.
+    /// File that keeps the jobs, `memory`, or `etcd://...`.
     state: String,
     /// Milliseconds after which a silent worker is lost.
     lease_ttl_ms: u64,
     /// Milliseconds that a gang may train without a coordinator.
     grace_ms: u64,
+    /// Where callers reach this coordinator; empty for the address of `listen`.
+    advertise: String,
 }
 
 /// The flags that were given: absent ones must not stand above other layers.
@@ -40,6 +42,8 @@ struct Flags {
     lease_ttl_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     grace_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advertise: Option<String>,
 }
 
 pub(super) async fn run(global: &Global, args: Coordinator) -> Result<()> {
@@ -65,6 +69,7 @@ fn config(global: &Global, args: Coordinator) -> Result<Config> {
         state: ".pleach/coordinator.redb".into(),
         lease_ttl_ms: 10_000,
         grace_ms: 60_000,
+        advertise: String::new(),
     };
     let flags = Flags {
         listen: args.listen,
@@ -72,6 +77,7 @@ fn config(global: &Global, args: Coordinator) -> Result<Config> {
         state: args.state,
         lease_ttl_ms: args.lease_ttl_ms,
         grace_ms: args.grace_ms,
+        advertise: args.advertise,
     };
     let node: Node = pleach_spec::node::layered(&defaults, args.config.as_deref(), "PLEACH_COORDINATOR_", &flags)?;
     let mut config = Config::new(StateStore::parse(&node.state)?);
@@ -93,7 +99,6 @@ fn config(global: &Global, args: Coordinator) -> Result<Config> {
     config.settings.lease_ttl = Duration::from_millis(node.lease_ttl_ms);
     config.settings.grace = Duration::from_millis(node.grace_ms);
     config.advertise = (!node.advertise.is_empty()).then_some(node.advertise);
-    config.settings.grace = Duration::from_millis(node.grace_ms);
     Ok(config)
 }
 
