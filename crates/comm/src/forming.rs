@@ -172,12 +172,13 @@ mod tests {
         let options = options();
         let stuck = |options: &GroupOptions| {
             options.forming.enter("connecting", Duration::from_millis(20));
-            std::thread::sleep(Duration::from_secs(3));
+            std::thread::sleep(Duration::from_secs(30));
             Ok(crate::local(tch::Device::Cpu))
         };
         let Err(error) = run(&options, stuck) else { panic!("was formed") };
         assert_eq!(error.code(), code::COMM_SETUP);
         assert!(error.message().contains("connecting takes too long"), "{error:?}");
+        assert!(options.forming.clock.elapsed() < Duration::from_secs(20));
     }
 
     #[test]
@@ -191,12 +192,13 @@ mod tests {
             });
             let waits = |options: &GroupOptions| {
                 options.forming.enter("connecting", Duration::from_secs(60));
-                std::thread::sleep(Duration::from_secs(3));
+                std::thread::sleep(Duration::from_secs(30));
                 Ok(crate::local(tch::Device::Cpu))
             };
             let Err(error) = run(&options, waits) else { panic!("was formed") };
             ender.join().unwrap();
             assert_eq!(error.code(), expected, "{error:?}");
+            assert!(options.forming.clock.elapsed() < Duration::from_secs(20), "it waited for the call to return");
             assert_eq!(options.forming.missing(), if aborts { vec![] } else { vec![1] });
         }
     }
