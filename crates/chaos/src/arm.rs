@@ -11,6 +11,7 @@ use pleach_proto::v1::JobState;
 use pleach_testkit::net::Net;
 use tokio::runtime::Runtime;
 
+use crate::audit;
 use crate::cluster::{Cluster, Plan};
 use crate::feed::Feeds;
 use crate::history::{Account, History};
@@ -52,6 +53,8 @@ pub(crate) struct Arm {
     pub(crate) start: Duration,
     pub(crate) heard: Heard,
     pub(crate) findings: Findings,
+    /// What `pleach audit` says.
+    pub(crate) audit: serde_json::Value,
     pub(crate) faults: Vec<Injected>,
     pub(crate) skipped: Vec<String>,
     /// Programs that ended without being told to.
@@ -64,7 +67,7 @@ impl Stage<'_> {
         &self,
         name: &str,
         work: &Workload,
-        mut net: Option<&mut Net>,
+        net: Option<&mut Net>,
         faults: &[Planned],
         step: Duration,
         limit: Duration,
@@ -80,14 +83,14 @@ impl Stage<'_> {
         };
         std::fs::create_dir_all(&plan.folder)?;
         let gateway = net.as_deref().map_or(std::net::Ipv4Addr::LOCALHOST, Net::gateway);
-        let mut cluster = Cluster::start(&plan, net.as_deref_mut(), self.clock.elapsed())?;
+        let mut cluster = Cluster::start(&plan, net, self.clock.elapsed())?;
         let store = self.stores.address(name);
         let job = workload::job(work, name, self.workers, &store);
         let job = job.to_string();
         write(&plan.folder.join("job.json"), &job)?;
         let submitted = watch::submit(&cluster.endpoints, &job, name, &self.clock);
         self.runtime.block_on(submitted)?;
-        let watch = Watch::start(self.runtime.handle(), self.clock.clone(), &cluster.endpoints, name)?;
+        let watch = Watch::start(self.runtime.handle(), SharedClock::clone(&self.clock), &cluster.endpoints, name)?;
         let (objects, root) = self.stores.objects(name, name)?;
         let reader = Reader::start(self.runtime.handle(), objects, root);
         let mut seen = Seen::new(&cluster, work);
@@ -103,6 +106,7 @@ impl Stage<'_> {
         seen.look(self.clock.elapsed())?;
         let heard = std::mem::take(&mut *watch.heard());
         let told = std::mem::take(&mut cluster.told);
+        let audit = audit::audit(&cluster.endpoints, &plan.env, name)?;
         drop(cluster);
         let start = seen.timeline.begun.get(&1).copied().unwrap_or(ended);
         Ok(Arm {
@@ -110,6 +114,7 @@ impl Stage<'_> {
             state: heard.job.as_ref().map(|job| format!("{:?}: {}", job.state(), job.reason)).unwrap_or_default(),
             seconds: ended.saturating_sub(start).as_secs_f64(),
             account: seen.history.account(work.shape),
+            audit,
             findings: reader.finish(self.runtime.handle())?,
             start,
             timeline: seen.timeline,

@@ -169,10 +169,10 @@ impl Injector {
         let late = Duration::from_millis(10 + fault.draws[2] % 30);
         let (mood, words) = match fault.kind {
             Kind::Delay => (Mood::Late(late), format!("{} ms to", late.as_millis())),
-            _ if fault.draws[2] % 2 == 0 => (Mood::Broken, "broken off from".to_owned()),
+            _ if fault.draws[2].is_multiple_of(2) => (Mood::Broken, "broken off from".to_owned()),
             _ => (Mood::Silent, "cut off from".to_owned()),
         };
-        let (store, both) = (fault.draws[1] % 2 == 0, fault.kind == Kind::Isolate);
+        let (store, both) = (fault.draws[1].is_multiple_of(2), fault.kind == Kind::Isolate);
         node.ways.iter().filter(|way| both || way.to_store == store).for_each(|way| way.proxy.set(mood));
         node.busy_until = now + fault.lasts;
         self.undo.push((now + fault.lasts, Undo::Unbar(at)));

@@ -7,6 +7,7 @@
 
 mod args;
 mod arm;
+mod audit;
 mod cluster;
 mod disk;
 mod feed;

@@ -85,7 +85,7 @@ pub(crate) fn write(
         "by_kind": by_kind(&rows),
         "arms": {"without_faults": arm(calm, shape), "with_faults": arm(faulty, shape)},
         "accounts": {
-            "feed_logs": faulty.account, "records": verdict, "reader": faulty.findings,
+            "pleach_audit": faulty.audit, "feed_logs": faulty.account, "records": verdict, "reader": faulty.findings,
             "records_compared_with_the_other_arm": digests.compared,
             "records_that_differ_from_it": digests.differ,
             "records_that_differ_from_the_feed_logs": digests.samples_differ,
@@ -118,6 +118,7 @@ fn broken(args: &Args, shape: Shape, calm: &Arm, faulty: &Arm, document: &Value)
         check(arm.account.holds(shape), &format!("the account of samples is wrong: {:?}", summary(arm)));
         check(arm.findings.torn == 0, "the reader saw a torn step");
         check(arm.findings.log_broken == 0, "the log of the store is broken");
+        check(arm.audit["holds"] == true, "`pleach audit` does not hold");
         check(arm.findings.newest_step == shape.steps, "the last step is not durable");
     }
     for (key, what) in [
