@@ -48,9 +48,12 @@ impl Timeline {
     /// its reason; or, if none was needed, to the next step.
     fn recovery(&self, fault: &Injected, next: Option<Duration>) -> Option<(Duration, bool)> {
         let limit = (fault.until + Duration::from_secs(12)).min(next.unwrap_or(Duration::MAX));
-        let formed = self.resumed.iter().filter(|(_, (at, _))| *at > fault.at && *at < limit);
-        if let Some((fence, _)) = formed.min_by_key(|(_, (at, _))| *at) {
-            return Some((self.first_made(*fence)?.saturating_sub(fault.at), true));
+        let first =
+            self.resumed.iter().filter(|(_, (at, _))| *at > fault.at && *at < limit).map(|(fence, _)| *fence).min();
+        if let Some(first) = first {
+            // It may have given way to another, such as one with a joiner, before it made a step.
+            let made = self.resumed.range(first..).filter_map(|(fence, _)| self.first_made(*fence)).min();
+            return Some((made?.saturating_sub(fault.at), true));
         }
         let after = self.begun.values().find(|at| **at > fault.at)?;
         Some((after.saturating_sub(fault.at), false))
