@@ -120,6 +120,15 @@ pub enum Report {
         /// Ranks that it waited for in vain.
         suspects: Vec<u32>,
     },
+    /// The worker cannot get ready (answer to `Effect::Prepare`).
+    Unprepared {
+        /// Why.
+        failure: Failure,
+        /// Trying again cannot help.
+        permanent: bool,
+        /// Ranks of the gang that did not answer it.
+        suspects: Vec<u32>,
+    },
     /// Something without consequence for the schedule (an evaluation, a note): only the fence is checked.
     Other,
 }

@@ -149,7 +149,7 @@ impl Sender {
                 let stale = self.waiting.front().is_some_and(|item| item.is_stale(self.clock.elapsed()));
                 let Some((part, report, taken)) = next(&mut self.waiting) else { break };
                 let count = taken.len().max(1) as u64;
-                if self.over.as_ref() != Some(&part) && !stale {
+                if (self.over.as_ref() != Some(&part) || answers_prepare(&report)) && !stale {
                     self.send(part, report, taken).await;
                 }
                 self.settle.send_modify(|settled| *settled += count);
@@ -206,6 +206,11 @@ impl Sender {
             }
         }
     }
+}
+
+/// Whether a report answers a request to get ready. Such a request carries the fence of a generation that may be over.
+fn answers_prepare(report: &Report) -> bool {
+    matches!(report, Report::Prepared(_)) || matches!(report, Report::Failed(failed) if failed.preparing)
 }
 
 /// What goes out next: one report, or the records of one part that wait one after another.

@@ -166,9 +166,14 @@ impl Worker {
 
     fn ordered(&mut self, order: Order) {
         let part = order.part();
+        let preparing = !order.is_assignment();
         if self.leaving.is_some() {
-            let error = code::WORKER_LOST.error("the worker is draining");
-            return self.report_failure(&part, &error, Vec::new());
+            // What it still trains in is told again after a reconnect, and goes on until the others can go on without it.
+            if preparing || self.current.as_ref().is_none_or(|current| current.part != part) {
+                let error = code::WORKER_LOST.error("the worker is draining");
+                self.report_failure(&part, &error, Vec::new(), preparing);
+            }
+            return;
         }
         if self.newest.get(&part.job).is_some_and(|newest| part.fence < *newest) {
             return tracing::info!(job = %part.job, "an order of generation {} comes too late", part.fence);
@@ -201,7 +206,7 @@ impl Worker {
             gang::start(work, self.around.clone(), stop.clone(), warm, self.tell_done.clone())
         });
         if let Err(error) = started {
-            return self.report_failure(&part, &error, Vec::new());
+            return self.report_failure(&part, &error, Vec::new(), !order.is_assignment());
         }
         let world = order.world();
         if world.is_some() {
@@ -294,7 +299,7 @@ impl Worker {
             End::Prepared(Err(error)) if aborted => {
                 tracing::info!(job = %part.job, reason = %error.chain(), "gave up getting ready");
             }
-            End::Prepared(Err(error)) => self.report_failure(&part, &error, suspects),
+            End::Prepared(Err(error)) => self.report_failure(&part, &error, suspects, true),
             End::Trained(outcome) => {
                 self.idle_since = Some(self.now());
                 self.around.heart.works_on(None);
@@ -315,7 +320,7 @@ impl Worker {
             Err(ref error) if aborted || error.kind() == Kind::Fenced => {
                 tracing::info!(job = %part.job, reason = %error.chain(), "left generation {}", part.fence);
             }
-            Err(ref error) => self.report_failure(part, error, suspects),
+            Err(ref error) => self.report_failure(part, error, suspects, false),
         }
         self.served |= match &outcome {
             Ok(Outcome::Finished | Outcome::Drained) => true,
@@ -324,10 +329,10 @@ impl Worker {
         };
     }
 
-    fn report_failure(&self, part: &Part, error: &Error, suspects: Vec<u32>) {
+    fn report_failure(&self, part: &Part, error: &Error, suspects: Vec<u32>, preparing: bool) {
         let permanent = verdict::is_permanent(error);
         tracing::error!(job = %part.job, code = error.code().id, permanent, ?suspects, "{}", error.chain());
         let failure = Some(gang::failure(error));
-        self.around.reporter.send(part, Report::Failed(GangFailed { failure, permanent, suspects }));
+        self.around.reporter.send(part, Report::Failed(GangFailed { failure, permanent, suspects, preparing }));
     }
 }

@@ -219,10 +219,11 @@ fn report(said: &Said) -> Report {
         Said::Drained(_) => Report::Drained,
         Said::Failed(failed) => {
             let failure = failed.failure.clone().unwrap_or_default();
-            Report::Failed {
-                failure: Failure { code: failure.code, message: failure.message, hint: failure.hint },
-                permanent: failed.permanent,
-                suspects: failed.suspects.clone(),
+            let failure = Failure { code: failure.code, message: failure.message, hint: failure.hint };
+            let (permanent, suspects) = (failed.permanent, failed.suspects.clone());
+            match failed.preparing {
+                true => Report::Unprepared { failure, permanent, suspects },
+                false => Report::Failed { failure, permanent, suspects },
             }
         }
         Said::Prepared(_) => Report::Prepared,

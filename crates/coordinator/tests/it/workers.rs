@@ -89,14 +89,14 @@ async fn failures_are_tried_again_until_they_are_permanent() {
     let mut cluster = Cluster::start().await;
     let (mut a, mut b, at) = pair(&mut cluster).await;
     let failure = Failure { code: "PL0501".into(), message: "rank 1 is gone".into(), hint: String::new() };
-    let failed = GangFailed { failure: Some(failure), permanent: false, suspects: vec![] };
+    let failed = GangFailed { failure: Some(failure), permanent: false, suspects: vec![], preparing: false };
     b.report(&at[1], Report::Failed(failed)).await.unwrap();
     b.idle();
     let first = a.assignment().await;
     let second = b.assignment().await;
     assert_eq!((first.generation, second.generation), (2, 2));
     let failure = Failure { code: "PL0201".into(), message: "no rows".into(), hint: String::new() };
-    let failed = GangFailed { failure: Some(failure), permanent: true, suspects: vec![] };
+    let failed = GangFailed { failure: Some(failure), permanent: true, suspects: vec![], preparing: false };
     a.report(&first, Report::Failed(failed)).await.unwrap();
     let job = cluster.until("j", JobState::Failed).await;
     assert_eq!((job.error_code.as_str(), job.reason.as_str()), ("PL0201", "no rows"));
@@ -108,7 +108,8 @@ async fn a_report_that_comes_twice_counts_once() {
     let mut cluster = Cluster::start().await;
     let (mut a, b, at) = pair(&mut cluster).await;
     let failure = Failure { code: "PL0501".into(), message: "it broke".into(), hint: String::new() };
-    let failed = Report::Failed(GangFailed { failure: Some(failure), permanent: false, suspects: vec![] });
+    let failed =
+        Report::Failed(GangFailed { failure: Some(failure), permanent: false, suspects: vec![], preparing: false });
     let request = a.report_request(&at[0], 77, failed);
     a.client.report(request.clone()).await.unwrap();
     a.client.report(request).await.expect("a repeat is no news, and no error");

@@ -74,7 +74,7 @@ impl State {
             }
             Report::Committed { commits } => self.committed(turn, part, id, commits),
             Report::Stalled { suspects } => self.stalled(turn, key, id, &suspects),
-            Report::Prepared | Report::Other => {}
+            Report::Prepared | Report::Unprepared { .. } | Report::Other => {}
         }
     }
 
@@ -84,7 +84,7 @@ impl State {
         }
         match report {
             Report::Prepared => self.prepared(turn, key, id),
-            Report::Failed { failure, permanent, suspects } => {
+            Report::Unprepared { failure, permanent, suspects } => {
                 self.preparation_failed(turn, key, id, failure, permanent, &suspects);
             }
             // Words of a generation that the worker was in before; they change nothing.

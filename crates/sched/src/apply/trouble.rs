@@ -111,8 +111,13 @@ impl State {
 
     fn silent_members(&self, turn: &Turn, gang: &Gang) -> BTreeSet<usize> {
         let patience = self.settings.silent_after();
+        // Whoever has not found this leader yet is not silent for that.
+        let young = self.started_at.is_some_and(|began| turn.now < began + self.settings.lease_ttl);
         let silent = |id: &WorkerId| {
-            self.worker(id).is_none_or(|worker| !worker.connected || turn.now > worker.heard_at + patience)
+            self.worker(id).is_none_or(|worker| {
+                let broken = !worker.connected && (worker.confirmed || !young);
+                broken || turn.now > worker.heard_at + patience
+            })
         };
         let members = gang.members.iter().enumerate();
         members

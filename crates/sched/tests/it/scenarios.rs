@@ -286,3 +286,35 @@ fn failures_in_a_row_wait_longer_and_a_checkpoint_resets_that() {
     bench.report("a", 1, "j", durable(7));
     assert_eq!(wait(&mut bench), waits[0]);
 }
+
+#[test]
+fn a_late_word_of_the_old_generation_is_no_failure_to_get_ready() {
+    let mut bench = Bench::running("j", needs(2, 2));
+    bench.slow.insert("a".into());
+    bench.apply(Event::Disconnected { worker: worker("a", 1) });
+    bench.report("b", 1, "j", Report::Failed { failure: failure("PL0501"), permanent: false, suspects: vec![0] });
+    let mut effects = bench.join("a", 1);
+    effects.extend(bench.pass(SECOND, &[("a", 1), ("b", 1)]));
+    assert!(
+        prepares(&effects).iter().any(|(worker, _)| worker.name == "a"),
+        "asked to get ready under the fence of old"
+    );
+    bench.report("a", 1, "j", Report::Failed { failure: failure("PL0501"), permanent: false, suspects: vec![1] });
+    bench.prepared("a", 1);
+    bench.pass(SECOND * 2, &[("a", 1), ("b", 1)]);
+    assert_eq!(bench.state_of("j"), (JobState::Starting, 2));
+}
+
+#[test]
+fn who_has_not_found_a_new_leader_yet_is_not_blamed_for_it() {
+    let mut bench = Bench::running("j", needs(1, 2));
+    let jobs = bench.state.jobs.clone();
+    bench.state = pleach_sched::State::recover(pleach_base::Term(2), bench.state.settings.clone(), jobs);
+    bench.apply(Event::Tick);
+    bench.join("b", 1);
+    let old = Part { job: key("j"), fence: bench.job("j").fence() };
+    let failed = Report::Failed { failure: failure("PL0803"), permanent: false, suspects: vec![] };
+    bench.apply(Event::Reported { worker: worker("b", 1), part: old, report: failed });
+    bench.pass(SECOND / 2, &[("b", 1)]);
+    assert!(bench.state.worker(&worker("a", 1)).is_some(), "it had no time to come back");
+}
