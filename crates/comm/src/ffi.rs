@@ -2,6 +2,7 @@
 //! besides one `dup` in `sockets`.
 
 use std::ffi::{CStr, CString, c_char};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tch::Tensor;
@@ -254,8 +255,8 @@ impl Drop for Transport {
     }
 }
 
-/// A c10d process group of this rank.
-pub(crate) struct Backend(*mut RawGroup);
+/// A c10d process group of this rank, and whether a call was left behind in it.
+pub(crate) struct Backend(*mut RawGroup, AtomicBool);
 
 // SAFETY: a process group may be used from any thread, by one at a time; `Group` is not Sync and takes care of that.
 // NCCL's abort alone is called from other threads, which c10d allows.
@@ -277,7 +278,7 @@ impl Backend {
         guarded(|failure| unsafe {
             pleach_gloo_group(store.0, transport.0, rank, world, millis(setup), &raw mut out, failure)
         })?;
-        Ok(Self(out))
+        Ok(Self(out, AtomicBool::new(false)))
     }
 
     /// How long every later call may take.
@@ -299,7 +300,7 @@ impl Backend {
         guarded(|failure| unsafe {
             pleach_nccl_group(store.0, rank, world, device, millis(timeout), &raw mut out, failure)
         })?;
-        Ok(Self(out))
+        Ok(Self(out, AtomicBool::new(false)))
     }
 
     #[cfg(feature = "cuda")]
@@ -309,15 +310,24 @@ impl Backend {
     }
 
     /// Runs one call to its end. In-place calls change `output` and ignore `input`. While it is under way, `watch` is
-    /// asked every [`SLICE`]; it may end the wait by closing connections.
-    pub(crate) fn run(&self, call: Call, input: &Tensor, output: &Tensor, mut watch: impl FnMut()) -> Outcome<()> {
+    /// asked every [`SLICE`]; it may end the wait by closing connections, and when even that does not end the call, by
+    /// saying true: the call is then left behind. Gloo misses a connection that closes at the wrong moment, and would
+    /// wait for the whole timeout.
+    pub(crate) fn run(
+        &self,
+        call: Call,
+        input: &Tensor,
+        output: &Tensor,
+        mut watch: impl FnMut() -> bool,
+    ) -> Outcome<()> {
         let (code, argument) = encode(call)?;
         // c10d compares shapes of pieces with shapes of wholes in some calls; flat, they always fit.
         let (input, output) = (input.view([-1]), output.view([-1]));
         let (input, output) = (input.as_ptr().cast_mut(), output.as_ptr().cast_mut());
         let mut work = Work(std::ptr::null_mut());
-        // SAFETY: both point to at::Tensor handles that live through this function, which returns only when no thread of
-        // the group uses their data any more; the shim changes the data of `output`, never the handles.
+        // SAFETY: both point to at::Tensor handles that live through this function, and the shim changes the data of
+        // `output`, never the handles. A call that is left behind holds references of its own to both tensors; its
+        // connections are closed, so that nothing arrives any more that could be written to them.
         guarded(|failure| unsafe {
             pleach_group_start(self.0, code, argument, input, output, &raw mut work.0, failure)
         })?;
@@ -328,13 +338,17 @@ impl Backend {
             if done {
                 return Ok(());
             }
-            watch();
+            if watch() {
+                self.1.store(true, Ordering::SeqCst);
+                let message = "the connections are closed, and the call does not end".to_owned();
+                return Err(Failure { kind: FailureKind::Peer, message });
+            }
         }
     }
 }
 
 /// How long a wait goes on before it looks around.
-pub(crate) const SLICE: Duration = Duration::from_millis(200);
+pub(crate) const SLICE: Duration = Duration::from_millis(100);
 
 struct Work(*mut RawWork);
 
@@ -345,10 +359,27 @@ impl Drop for Work {
     }
 }
 
+/// What is freed on a thread of its own.
+struct Grave(*mut RawGroup);
+
+// SAFETY: as `Backend`: a process group may be used, and freed, from any thread.
+unsafe impl Send for Grave {}
+
+impl Grave {
+    fn fill(self) {
+        // SAFETY: made by the shim, freed once; c10d waits here for the call that was left behind.
+        unsafe { pleach_group_free(self.0) }
+    }
+}
+
 impl Drop for Backend {
     fn drop(&mut self) {
-        // SAFETY: made by the shim, freed once; no call is pending since calls borrow `self`.
-        unsafe { pleach_group_free(self.0) }
+        let grave = Grave(self.0);
+        if !*self.1.get_mut() {
+            return grave.fill();
+        }
+        // The call ends at its timeout at the latest. Without a thread to wait for it, the group is kept for ever.
+        let _ = std::thread::Builder::new().name("grave".to_owned()).spawn(move || grave.fill());
     }
 }
 

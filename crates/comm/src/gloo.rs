@@ -157,7 +157,11 @@ fn introduce(backend: &Backend, options: &GroupOptions, listeners: &[SocketAddr]
     let size = i64::try_from(world).unwrap_or(i64::MAX);
     let all = Tensor::zeros([size, size], (Kind::Int64, Device::Cpu)); // [rank that connected, rank it connected to]
     let unwanted = || options.forming.check(options).is_err() || options.forming.left().is_zero();
-    let watch = || peers.iter().filter(|_| unwanted()).for_each(Peer::shut);
+    let watch = || {
+        let unwanted = unwanted();
+        peers.iter().filter(|_| unwanted).for_each(Peer::shut);
+        unwanted
+    };
     backend
         .run(Call::AllGather, &Tensor::from_slice(&mine), &all, watch)
         .map_err(|failure| setup_error(options, &failure))?;
@@ -203,7 +207,7 @@ impl Transport for Gloo {
         Device::Cpu
     }
 
-    fn run(&self, call: Call, input: &Tensor, output: &Tensor, watch: &mut dyn FnMut()) -> Result<(), Failure> {
+    fn run(&self, call: Call, input: &Tensor, output: &Tensor, watch: &mut dyn FnMut() -> bool) -> Result<(), Failure> {
         self.backend.run(call, input, output, watch)
     }
 

@@ -12,6 +12,8 @@ use crate::ffi::{Failure, FailureKind};
 use crate::signature::{Call, Signature, plan_digest};
 use crate::{Abort, Collective, ReduceOp};
 
+/// So many looks after its connections were closed, a call that is still under way is left behind.
+const PATIENCE: usize = 3;
 /// How long a description in a mismatch may be; a fixed size, so that the exchange itself cannot mismatch.
 const DESCRIPTION: usize = 256;
 
@@ -21,8 +23,8 @@ pub(crate) trait Transport: Send {
     fn world(&self) -> usize;
     fn device(&self) -> Device;
     /// Contiguous tensors of the right shapes; in-place calls change `output`. `watch` is called now and then during a
-    /// long wait.
-    fn run(&self, call: Call, input: &Tensor, output: &Tensor, watch: &mut dyn FnMut()) -> Result<(), Failure>;
+    /// long wait; when it says true, the call is not waited for any more.
+    fn run(&self, call: Call, input: &Tensor, output: &Tensor, watch: &mut dyn FnMut() -> bool) -> Result<(), Failure>;
     fn link(&self) -> Arc<dyn Link>;
 }
 
@@ -108,12 +110,15 @@ impl<T: Transport> Group<T> {
     fn attempt(&self, call: Call, input: &Tensor, output: &Tensor) -> Result<()> {
         // The transport itself sees only the connection it waits on. When another rank has left, that wait may be for
         // nothing, but it may also be about to end: a rank leaves when it is done. So look twice.
-        let mut looks = 0;
+        let (mut looks, mut closed) = (0, 0);
         let mut watch = || {
             looks += usize::from(!self.switch.link.lost().is_empty());
-            if looks == 2 {
+            if looks == 4 {
                 self.sever();
             }
+            // Closed connections end the call at once, as a rule.
+            closed += usize::from(looks >= 4 || self.switch.is_aborted());
+            closed > PATIENCE
         };
         let outcome = self.transport.run(call, input, output, &mut watch);
         if self.switch.is_aborted() {
@@ -313,5 +318,68 @@ impl<T: Transport> Collective for Group<T> {
 
     fn lost(&self) -> Vec<usize> {
         self.lost.borrow().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A call that nothing ends, as Gloo's when a connection closes at the wrong moment.
+    struct Stuck {
+        lost: Vec<usize>,
+    }
+
+    impl Link for Stuck {
+        fn sever(&self) {}
+
+        fn lost(&self) -> Vec<usize> {
+            self.lost.clone()
+        }
+    }
+
+    impl Transport for Stuck {
+        fn rank(&self) -> usize {
+            0
+        }
+
+        fn world(&self) -> usize {
+            2
+        }
+
+        fn device(&self) -> Device {
+            Device::Cpu
+        }
+
+        fn run(&self, _: Call, _: &Tensor, _: &Tensor, watch: &mut dyn FnMut() -> bool) -> Result<(), Failure> {
+            for _ in 0..10_000 {
+                std::thread::sleep(Duration::from_millis(1));
+                if watch() {
+                    return Err(Failure { kind: FailureKind::Peer, message: "left behind".to_owned() });
+                }
+            }
+            Ok(())
+        }
+
+        fn link(&self) -> Arc<dyn Link> {
+            Arc::new(Self { lost: self.lost.clone() })
+        }
+    }
+
+    #[test]
+    fn a_call_that_closed_connections_do_not_end_is_left_behind() {
+        let group = Group::new(Stuck { lost: vec![1] }, false);
+        assert_eq!(group.barrier().unwrap_err().code(), code::COMM_PEER);
+        assert_eq!(group.lost(), [1]);
+        let group = Group::new(Stuck { lost: Vec::new() }, false);
+        let abort = group.abort_handle();
+        let aborter = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            abort.abort();
+        });
+        assert_eq!(group.barrier().unwrap_err().code(), code::COMM_ABORTED);
+        aborter.join().unwrap();
     }
 }

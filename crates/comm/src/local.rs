@@ -42,7 +42,13 @@ impl Transport for Alone {
         self.device
     }
 
-    fn run(&self, call: Call, input: &Tensor, output: &Tensor, _watch: &mut dyn FnMut()) -> Result<(), Failure> {
+    fn run(
+        &self,
+        call: Call,
+        input: &Tensor,
+        output: &Tensor,
+        _watch: &mut dyn FnMut() -> bool,
+    ) -> Result<(), Failure> {
         match call {
             Call::AllReduce(_) | Call::Broadcast(_) | Call::Barrier => {}
             Call::AllGather | Call::ReduceScatter(_) | Call::AllToAll => {

@@ -33,7 +33,7 @@ fn form(options: &GroupOptions, device: usize) -> Result<Box<dyn Collective>> {
     let backend = Arc::new(Backend::nccl(&store, (rank, world), device, options.timeout).map_err(setup)?);
     // Communicators are made by the first call: make it now, so that what fails is the setup.
     let first = Tensor::zeros([1], (Kind::Float, Device::Cuda(device)));
-    backend.run(Call::AllReduce(crate::ReduceOp::Sum), &first, &first, || {}).map_err(setup)?;
+    backend.run(Call::AllReduce(crate::ReduceOp::Sum), &first, &first, || false).map_err(setup)?;
     let link = Arc::new(Communicator(Mutex::new(Some(Arc::clone(&backend)))));
     Ok(Box::new(Group::new(Nccl { rank, world, device, timeout: options.timeout, link, backend }, options.checked)))
 }
@@ -83,16 +83,18 @@ impl Transport for Nccl {
         Device::Cuda(self.device)
     }
 
-    fn run(&self, call: Call, input: &Tensor, output: &Tensor, watch: &mut dyn FnMut()) -> Result<(), Failure> {
+    fn run(&self, call: Call, input: &Tensor, output: &Tensor, watch: &mut dyn FnMut() -> bool) -> Result<(), Failure> {
         // Nothing below keeps the time: c10d's watchdog would end the process, so it is switched off.
         let clock = SystemClock::shared();
         let mut late = false;
         let outcome = self.backend.run(call, input, output, || {
+            // Aborting the communicator ends the call; kernels that run use the tensors until then.
             watch();
             if clock.elapsed() > self.timeout && !late {
                 late = true;
                 self.link.sever();
             }
+            false
         });
         if late {
             let message = format!("no result within {:?}", self.timeout);
