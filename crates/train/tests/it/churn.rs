@@ -217,6 +217,22 @@ fn an_evaluation_and_a_checkpoint_that_were_cut_off_are_made_by_the_next_generat
     }
 }
 
+/// A state that does not arrive as it was sent is not gone on from, and is still there for the next try.
+#[test]
+fn a_damaged_state_is_noticed_and_sent_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut crew = Crew::new(strict_job(folder.path()));
+    let expected = uninterrupted(&crew.job, folder.path());
+    crew.train(&["a"], &[(0, Deed::YieldAfter(3))]);
+    let parts = crew.train(&["a", "b"], &[(1, Deed::Damages)]);
+    assert_eq!((parts[0].end().as_str(), parts[1].end().as_str()), ("PL0501", "PL0802"), "{:?}", parts[1].outcome);
+    assert_eq!(crew.recorder.steps_told_by(2), [0; 0]);
+    let parts = crew.train(&["a", "b"], &[]);
+    assert_eq!(parts[1].end(), "Finished", "{:?}", parts[1].outcome);
+    assert_eq!(crew.fed.resumed(3), (4, ResumedFrom::Memory, 2));
+    nothing_is_lost(&crew, &expected);
+}
+
 /// Several tasks, a method with state of its own, another optimiser: all of it reaches a rank that joins.
 #[test]
 fn a_joiner_gets_moments_and_a_methods_own_state() {

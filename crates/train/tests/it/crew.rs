@@ -126,6 +126,8 @@ pub(crate) enum Deed {
     DieAt(u64, Phase),
     /// Does so when its first upload begins.
     DieUploading,
+    /// Gets what it is sent damaged.
+    Damages,
     /// Asks for a yield once it has made this step.
     YieldAfter(u64),
 }
@@ -261,6 +263,9 @@ impl Gang {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (stop, recorded, heard) = (StopSignal::default(), Recorded::default(), Arc::new(Heard::default()));
         stop.attach(seat.abort_handle());
+        if deed == Some(Deed::Damages) {
+            seat.damages();
+        }
         let ears = Ears {
             deed,
             stop: stop.clone(),

@@ -28,13 +28,22 @@ pub(crate) struct Seat {
     rank: usize,
     world: usize,
     next: Cell<u64>,
+    /// What is large arrives with one number changed.
+    damages: Cell<bool>,
     ended: Cell<Option<Code>>,
 }
 
 /// A gang of `world` ranks.
 pub(crate) fn seats(world: usize) -> Vec<Seat> {
     let room = Arc::new(Room::default());
-    let seat = |rank| Seat { room: Arc::clone(&room), rank, world, next: Cell::new(0), ended: Cell::new(None) };
+    let seat = |rank| Seat {
+        room: Arc::clone(&room),
+        rank,
+        world,
+        next: Cell::new(0),
+        damages: Cell::new(false),
+        ended: Cell::new(None),
+    };
     (0..world).map(seat).collect()
 }
 
@@ -61,7 +70,15 @@ impl Drop for Seat {
     }
 }
 
+/// So many numbers are large.
+const LARGE: usize = 1_000;
+
 impl Seat {
+    /// From now on what this rank is sent may arrive damaged.
+    pub(crate) fn damages(&self) {
+        self.damages.set(true);
+    }
+
     /// The tensors of all ranks, in their order.
     fn exchange(&self, tensor: &Tensor) -> Result<Vec<Tensor>> {
         if let Some(code) = self.ended.get() {
@@ -127,6 +144,9 @@ impl Collective for Seat {
     fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<()> {
         let all = self.exchange(tensor)?;
         tch::no_grad(|| tensor.copy_(&all[root]));
+        if self.damages.get() && tensor.numel() > LARGE && tensor.kind() == tch::Kind::Float {
+            let _ = tensor.get(7).fill_(0.125);
+        }
         Ok(())
     }
     fn reduce_scatter(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor> {

@@ -320,3 +320,47 @@ fn activation_checkpointing_changes_memory_and_nothing_else(#[case] retrieval: b
     assert_eq!(again.losses(), kept.losses());
     assert_eq!(again.digests(), kept.digests());
 }
+
+/// What was made ready before the gang is there is not made again: the model and the rows may be gone by then.
+#[test]
+fn a_prepared_job_begins_without_its_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = llama_job(folder.path(), 16);
+    let model = folder.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    for file in std::fs::read_dir(parity("llama-lora").join("model")).unwrap().map(Result::unwrap) {
+        std::fs::copy(file.path(), model.join(file.file_name())).unwrap();
+    }
+    job["spec"]["backbone"]["path"] = json!(model);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let group = pleach_comm::local(tch::Device::Cpu);
+    let mut warm = pleach_train::Warm::default();
+    let preparation = pleach_train::Preparation {
+        tenant: "default".into(),
+        id: "tiny".into(),
+        job: parse(&job),
+        device: tch::Device::Cpu,
+        observer: Arc::new(pleach_train::Silent),
+        stop: StopSignal::default(),
+        runtime: runtime.handle().clone(),
+    };
+    pleach_train::prepare(&preparation, &mut warm).unwrap();
+    std::fs::remove_dir_all(&model).unwrap();
+    std::fs::rename(folder.path().join("train.jsonl"), folder.path().join("away.jsonl")).unwrap();
+    std::fs::remove_file(folder.path().join("eval.jsonl")).unwrap();
+    let cx = pleach_train::JobContext {
+        tenant: "default".into(),
+        id: "tiny".into(),
+        job: parse(&job),
+        fence: pleach_base::Fence::default(),
+        heads: Default::default(),
+        recorded: pleach_train::Recorded::at_once(),
+        feed: None,
+        group: group.as_ref(),
+        observer: Arc::new(pleach_train::Silent),
+        stop: StopSignal::default(),
+        runtime: runtime.handle().clone(),
+        clock: pleach_base::SystemClock::shared(),
+    };
+    assert_eq!(pleach_train::run_job(cx, &mut warm).unwrap(), Outcome::Finished);
+}
