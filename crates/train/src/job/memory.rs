@@ -133,6 +133,13 @@ impl Memory {
         if slot == RECORDED { self.recorded.take() } else { self.agreed.take() }
     }
 
+    /// All ranks of generation `fence` hold what was settled on.
+    pub(super) fn adopt(&mut self, fence: Fence) {
+        if let Some(held) = &mut self.agreed {
+            held.fence = fence;
+        }
+    }
+
     /// Generation `fence` goes on from `held`: what lies beyond it did not come to pass.
     pub(super) fn settle_on(&mut self, held: Option<Held>, fence: Fence) {
         self.generation = fence;

@@ -91,7 +91,6 @@ impl Round<'_> {
         let begins = settle::settle(&self.ground, &mut self.engine, self.tasks)?;
         let mut settled = Vec::with_capacity(begins.len());
         for (task, begin) in self.tasks.iter().zip(begins) {
-            feed::resumed(cx, &task.name, begin.step, (begin.source, begin.made_by))?;
             task.introduce(cx, begin.step);
             self.checkpoints.push(begin.checkpoints);
             settled.push((begin.step, begin.rounded_off));

@@ -14,7 +14,7 @@ pub(super) use choose::Claim;
 use super::memory::Held;
 use super::task::{Ground, JobTask};
 use super::uploads::Checkpoints;
-use super::{broadcast, resume};
+use super::{broadcast, feed, resume};
 use crate::engine::Engine;
 use crate::feed::ResumedFrom;
 use crate::record::{Heads, Record};
@@ -26,9 +26,6 @@ pub(super) struct Settled {
     pub(super) checkpoints: Option<Checkpoints>,
     /// Steps done.
     pub(super) step: u64,
-    pub(super) source: ResumedFrom,
-    /// The generation that made it.
-    pub(super) made_by: Fence,
     /// What the job file wants after that step was done on every rank that has it.
     pub(super) rounded_off: bool,
 }
@@ -95,11 +92,14 @@ impl Settling<'_, '_, '_> {
         };
         self.engine.check(&self.task.name)?;
         let step = self.engine.step(&self.task.name)?;
+        // Only now is it this generation's, and it says so before anything else can fail.
+        self.task.memory.adopt(cx.fence);
+        feed::resumed(cx, &self.task.name, step, (source, made_by))?;
         self.task.saved_step = (step > 0 && self.task.memory.durable >= step).then_some(step);
         self.record(records, step);
         let store = self.ground.store.as_ref();
         let checkpoints = store.map(|store| Checkpoints::start(cx, &self.task.name, store, writer));
-        Ok(Settled { checkpoints, step, source, made_by, rounded_off })
+        Ok(Settled { checkpoints, step, rounded_off })
     }
 
     fn take_from_store(&mut self, found: &resume::Resumed) -> Result<()> {
@@ -110,7 +110,7 @@ impl Settling<'_, '_, '_> {
         self.task.metrics = found.metrics();
         let state = self.engine.task(name)?.capture(None);
         let step = state.step;
-        let held = Held { state, fence: cx.fence, metrics: self.task.metrics.clone(), rounded_off: true };
+        let held = Held { state, fence: found.made_by, metrics: self.task.metrics.clone(), rounded_off: true };
         self.task.memory.settle_on(Some(held), cx.fence);
         self.task.memory.is_durable(step);
         Ok(())
@@ -147,7 +147,7 @@ impl Settling<'_, '_, '_> {
         };
         self.engine.restore(name, &state)?;
         self.task.metrics = luggage.metrics();
-        let held = Held { state, fence: cx.fence, metrics: luggage.metrics(), rounded_off: false };
+        let held = Held { state, fence: chosen.fence, metrics: luggage.metrics(), rounded_off: false };
         self.task.memory.settle_on(Some(held), cx.fence);
         self.task.memory.ledger = luggage.ledger.into();
         self.task.memory.is_durable(luggage.durable);
