@@ -47,38 +47,49 @@ pub struct LedgerRow {
     pub unix_ms: i64,
 }
 
-/// The history of one task, from rows that come in the order in which they were written.
+/// The history of one task: for each step the row that counts. Fences never fall from one step to the next.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     rows: BTreeMap<Step, LedgerRow>,
-    superseded: Vec<LedgerRow>,
+    superseded: BTreeMap<(Step, Fence), LedgerRow>,
 }
 
 impl Ledger {
-    /// Takes one more row. Of two for one step the one of the later fence counts; of one fence both must be equal.
+    /// Takes one more row, in any order. A row of a later fence says where its generation went on: rows of earlier ones
+    /// for this step and the steps beyond it do not count. Two rows of one step and fence must be equal.
     ///
     /// # Errors
     /// `STORE_CORRUPT` for two rows of one step and fence that differ.
     pub fn take(&mut self, row: LedgerRow) -> Result<()> {
-        let Some(known) = self.rows.get_mut(&row.step) else {
-            self.rows.insert(row.step, row);
-            return Ok(());
-        };
-        if known.fence == row.fence {
-            return if same(known, &row) { Ok(()) } else { Err(two_stories(known)) };
+        let before = self.rows.range(..=row.step).next_back().map(|(_, before)| before);
+        match before {
+            Some(before) if before.fence > row.fence => {
+                self.superseded.insert((row.step, row.fence), row);
+                return Ok(());
+            }
+            Some(before) if (before.step, before.fence) == (row.step, row.fence) => {
+                return if same(before, &row) { Ok(()) } else { Err(two_stories(before)) };
+            }
+            _ => {}
         }
-        let (earlier, later) = if known.fence < row.fence { (known.clone(), row) } else { (row, known.clone()) };
-        if !self.superseded.contains(&earlier) {
-            self.superseded.push(earlier);
+        let earlier = self.rows.range(row.step..).take_while(|(_, later)| later.fence < row.fence);
+        for step in earlier.map(|(step, _)| *step).collect::<Vec<_>>() {
+            self.set_aside(step);
         }
-        *known = later;
+        self.rows.insert(row.step, row);
         Ok(())
+    }
+
+    fn set_aside(&mut self, step: Step) {
+        if let Some(row) = self.rows.remove(&step) {
+            self.superseded.insert((step, row.fence), row);
+        }
     }
 
     /// A durable step says how far the history goes: what lay beyond it led nowhere.
     pub fn ends_at(&mut self, step: Step) {
         let beyond = self.rows.split_off(&Step(step.0 + 1));
-        self.superseded.extend(beyond.into_values());
+        self.superseded.extend(beyond.into_values().map(|row| ((row.step, row.fence), row)));
     }
 
     /// The row of each step, in order.
@@ -86,10 +97,9 @@ impl Ledger {
         self.rows.values()
     }
 
-    /// Rows that do not count: a later generation made their step again, or went back behind it.
-    #[must_use]
-    pub fn superseded(&self) -> &[LedgerRow] {
-        &self.superseded
+    /// Rows that do not count, by step: a later generation made their step again, or went back behind it.
+    pub fn superseded(&self) -> impl Iterator<Item = &LedgerRow> {
+        self.superseded.values()
     }
 
     /// The newest step.

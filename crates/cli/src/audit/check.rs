@@ -165,7 +165,7 @@ pub(super) fn epoch(
         rows: 0,
         made_by: Vec::new(),
         not_finite: Vec::new(),
-        superseded: superseded(ledger),
+        superseded: ledger.superseded().map(|row| Superseded { step: row.step.0, fence: row.fence }).collect(),
         findings: Vec::new(),
         more_findings: 0,
         unproven: 0,
@@ -251,13 +251,6 @@ fn step(
         found.find(Finding::at(number, format!("its record counts {} samples, the plan {samples}", row.samples)));
     }
     Ok(())
-}
-
-fn superseded(ledger: &Ledger) -> Vec<Superseded> {
-    let mut all: Vec<_> =
-        ledger.superseded().iter().map(|row| Superseded { step: row.step.0, fence: row.fence }).collect();
-    all.sort_by_key(|row| (row.step, row.fence));
-    all
 }
 
 /// As the protocol says: the ids as little-endian 64-bit numbers, in order.

@@ -12,7 +12,7 @@ mod subject;
 
 use pleach_base::{Result, TaskName, code};
 use pleach_spec::job::TaskSpec;
-use pleach_store::{EntryKind, LogEntry, TaskStore};
+use pleach_store::{EntryKind, Ledger, LogEntry, TaskStore};
 use serde_json::Value;
 
 use check::{Cut, Finding};
@@ -46,9 +46,9 @@ async fn one(subject: &Subject, index: usize, spec: &TaskSpec, export: &mut Opti
     let rows = data::open(&subject.job, index, spec)?;
     let store = subject.store(&TaskName::from(spec.name.as_str()))?;
     let log = store.entries().await?;
-    let commits: Vec<_> = subject.commits.iter().filter(|row| row.task.as_str() == spec.name).collect();
+    let (commits, torn) = recorded(subject, &spec.name);
     let durable = log.iter().rfind(|entry| entry.kind == EntryKind::Step);
-    let known = durable.and_then(|entry| entry.step).into_iter().chain(commits.iter().map(|row| row.step)).max();
+    let known = durable.and_then(|entry| entry.step).into_iter().chain(commits.last().map(|row| row.step)).max();
     let done = if subject.done { rows.order.total() } else { 0 };
     let last = known.map_or(0, |step| step.0).max(done);
 
@@ -56,9 +56,9 @@ async fn one(subject: &Subject, index: usize, spec: &TaskSpec, export: &mut Opti
     let mut fence = None;
     for epoch in 0..last.div_ceil(rows.order.per_epoch()) {
         let mut ledger = store.ledger_of(&log, epoch).await?;
-        let mut torn = Vec::new();
-        for row in commits.iter().filter(|row| row.epoch == epoch) {
-            if let Err(error) = ledger.take((*row).clone()) {
+        let mut torn: Vec<_> = torn.iter().filter(|(of, _)| *of == epoch).map(|(_, finding)| finding.clone()).collect();
+        for row in commits.superseded().chain(commits.rows()).filter(|row| row.epoch == epoch) {
+            if let Err(error) = ledger.take(row.clone()) {
                 torn.push(Finding::at(row.step.0, error.to_string()));
             }
         }
@@ -73,6 +73,18 @@ async fn one(subject: &Subject, index: usize, spec: &TaskSpec, export: &mut Opti
     let changed = changed(&store, durable, &rows).await;
     let holds = changed.is_none() && epochs.iter().all(|epoch| epoch.holds);
     Ok(Task::new(&spec.name, &rows, last, epochs, changed, holds))
+}
+
+/// What the coordinator keeps of a task's records: those that count, those that do not, and by epoch what contradicts
+/// itself.
+fn recorded(subject: &Subject, task: &str) -> (Ledger, Vec<(u64, Finding)>) {
+    let (mut ledger, mut torn) = (Ledger::default(), Vec::new());
+    for row in subject.commits.iter().filter(|row| row.task.as_str() == task) {
+        if let Err(error) = ledger.take(row.clone()) {
+            torn.push((row.epoch, Finding::at(row.step.0, error.to_string())));
+        }
+    }
+    (ledger, torn)
 }
 
 /// Says where the first rows lie that nothing proves to have been trained.
