@@ -46,7 +46,7 @@ impl State {
             let why = self.why_waiting(turn.now, key, &[], least);
             return self.waits(turn, key, format!("needs {}, {present} alive{why}", count(least, "worker")));
         }
-        let chosen = self.choose(turn.now, key, most, pool);
+        let chosen = self.choose(key, most, pool);
         for id in &chosen {
             self.prepare(turn, key, id);
         }
@@ -79,6 +79,12 @@ impl State {
         self.set_state(turn, key, JobState::Queued, what);
     }
 
+    /// The worker that holds the newest state of those that are there, while it gets ready.
+    fn holder_to_wait_for(&self, now: Duration, key: &JobKey, chosen: &[WorkerId]) -> Option<&WorkerId> {
+        let job = self.jobs.get(key).filter(|job| now < job.keep_until && !job.heads.is_empty())?;
+        job.holders.iter().find(|id| chosen.contains(id)).filter(|id| !self.is_ready(id, key))
+    }
+
     /// Why a job with enough ready workers does not start this moment, if there is a reason.
     fn not_yet(&mut self, now: Duration, key: &JobKey, chosen: &[WorkerId], ready: usize) -> Option<String> {
         let settle = self.settings.settle;
@@ -88,6 +94,10 @@ impl State {
         if now < job.hold_until {
             return Some(job.reason.clone());
         }
+        if let Some(holder) = self.holder_to_wait_for(now, key, chosen) {
+            return Some(format!("waits for {holder}, which holds the newest step"));
+        }
+        let job = self.jobs.get(key)?;
         let most = job.needs.most();
         if job.hurry || ready >= most {
             return None;

@@ -20,6 +20,9 @@ pub struct Gang {
     /// What its ranks say when a step does not get done.
     #[serde(skip)]
     pub trouble: Option<Trouble>,
+    /// Whether all its ranks have held the same state.
+    #[serde(default)]
+    pub settled: bool,
     /// Whether it has recorded a step.
     #[serde(default)]
     pub advanced: bool,

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use pleach_base::{Fence, WorkerId};
+use pleach_base::{Fence, TaskName, WorkerId};
 
+use crate::commit::{Commit, Head};
 use crate::effect::Effect;
 use crate::gang::MemberState;
 use crate::job::JobKey;
@@ -40,11 +41,19 @@ pub const GANG_WITHIN_LIMITS: &str = "gang-within-limits";
 /// Every job says why it is in its state.
 pub const STATE_HAS_REASON: &str = "state-has-reason";
 
+/// Records of a task grow by one step within a generation; only a newer fence goes back or skips.
+pub const COMMIT_MONOTONE: &str = "commit-monotone";
+/// One step of one generation has one digest.
+pub const RANKS_AGREE_ON_DIGEST: &str = "ranks-agree-on-digest";
+/// A recorded step does not roll back while a worker that holds it is there.
+pub const NO_STEP_LOST: &str = "no-step-lost-while-one-worker-lives";
+
 /// Watches one leader, or a chain of leaders, and remembers what a single state cannot show.
 #[derive(Clone, Debug, Default)]
 pub struct Auditor {
     leaders: BTreeMap<(JobKey, Fence), WorkerId>,
     newest: BTreeMap<JobKey, Fence>,
+    records: BTreeMap<(JobKey, TaskName), Head>,
 }
 
 impl Auditor {
@@ -61,9 +70,15 @@ impl Auditor {
                         found.push(Violation { rule: ONE_LEADER_PER_FENCE, detail });
                     }
                 }
+                Effect::Committed { job, commits } => {
+                    for commit in commits {
+                        found.extend(self.recorded(state, job, commit));
+                    }
+                }
                 Effect::Forgotten { job } => {
                     self.newest.remove(job);
                     self.leaders.retain(|(key, _), _| key != job);
+                    self.records.retain(|(key, _), _| key != job);
                 }
                 _ => {}
             }
@@ -79,9 +94,45 @@ impl Auditor {
             let fence = *newest;
             self.leaders.retain(|(of, at), _| of != key || *at >= fence);
         }
+        found.extend(effects.iter().filter_map(|effect| left_out(state, effect)));
         found.extend(check(state));
         found
     }
+
+    fn recorded(&mut self, state: &State, job: &JobKey, commit: &Commit) -> Vec<Violation> {
+        let mut found = Vec::new();
+        let mut broken = |rule, what: String| {
+            let Commit { task, step, fence, .. } = commit;
+            found.push(Violation { rule, detail: format!("{job}: step {step} of {task} in {fence} {what}") });
+        };
+        if state.jobs.get(job).is_some_and(|job| job.generation.0 > 0 && commit.fence > job.fence()) {
+            broken(COMMIT_MONOTONE, "is of a generation that was not formed".into());
+        }
+        let head = self.records.entry((job.clone(), commit.task.clone())).or_default();
+        if let Some(newest) = head.recent.back() {
+            let follows = commit.step.0 == newest.step.0 + 1;
+            if commit.fence < newest.fence || (commit.fence == newest.fence && !follows) {
+                broken(COMMIT_MONOTONE, format!("comes after step {} in {}", newest.step, newest.fence));
+            }
+        }
+        let same = |record: &&Commit| record.step == commit.step && record.fence == commit.fence;
+        if head.recent.iter().find(same).is_some_and(|record| record.digest != commit.digest) {
+            broken(RANKS_AGREE_ON_DIGEST, "has two digests".into());
+        }
+        head.record(commit.clone());
+        found
+    }
+}
+
+/// A gang of strangers was formed while a member of the last gang was free and ready.
+fn left_out(state: &State, effect: &Effect) -> Option<Violation> {
+    let Effect::Note { job: Some(key), kind: "GangFormed", .. } = effect else { return None };
+    let job = state.jobs.get(key).filter(|job| !job.heads.is_empty())?;
+    let gang = job.gang.as_ref()?;
+    let strangers = gang.members.iter().all(|member| !job.formed_from.contains(&member.worker));
+    let ready = |id: &&WorkerId| state.worker(id).is_some_and(|w| w.job.is_none() && w.counts() && w.is_ready_for(key));
+    let holder = job.formed_from.iter().filter(|_| strangers).find(ready)?;
+    Some(Violation { rule: NO_STEP_LOST, detail: format!("{key}: {holder} holds the newest step and was left out") })
 }
 
 /// Checks what one state shows.

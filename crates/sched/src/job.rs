@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use crate::commit::Head;
 use crate::gang::Gang;
 
+/// Members of older gangs that are remembered.
+const HOLDERS: usize = 32;
+
 /// A job's full name; `tenant/job` as text, which is also how it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -170,9 +173,12 @@ pub struct Job {
     /// The next gang is formed as soon as there are enough workers, from the survivors of the last.
     #[serde(skip)]
     pub hurry: bool,
-    /// The members of the last gang, by rank: they may hold state that nobody else has.
+    /// Members of gangs that held state, newest gang first, by rank: they may hold what nobody else has.
     #[serde(default)]
     pub holders: Vec<WorkerId>,
+    /// What [`Job::holders`] was when the current gang was formed.
+    #[serde(skip)]
+    pub formed_from: Vec<WorkerId>,
     /// Until then the holders are kept for this job.
     #[serde(skip)]
     pub keep_until: Duration,
@@ -201,6 +207,7 @@ impl Job {
             hold_until: Duration::ZERO,
             hurry: false,
             holders: Vec::new(),
+            formed_from: Vec::new(),
             keep_until: Duration::ZERO,
             enough_since: None,
             cancel: None,
@@ -211,6 +218,16 @@ impl Job {
     #[must_use]
     pub fn placeholder(needs: Needs) -> Self {
         Self::new(0, needs)
+    }
+
+    /// Its gang ends: notes who may hold state. Members of a gang that was not seen to settle come last.
+    pub(crate) fn remember(&mut self, gang: &Gang) {
+        let members: Vec<_> = gang.members.iter().map(|member| member.worker.clone()).collect();
+        let older = std::mem::take(&mut self.holders);
+        let (mut first, then) = if gang.settled { (members, older) } else { (older, members) };
+        first.extend(then.into_iter().filter(|id| !first.contains(id)).collect::<Vec<_>>());
+        first.truncate(gang.members.len() + HOLDERS);
+        self.holders = first;
     }
 
     /// The order in which jobs are served: by priority, then by age.

@@ -66,7 +66,7 @@ impl State {
             let ended = |gang: &Gang| gang.members.iter().any(|member| member.state == MemberState::Gone);
             let cancelled = job.cancel.is_some();
             if let Some(gang) = job.gang.take_if(|gang| gang.is_gone() || ended(gang) && !cancelled) {
-                job.holders = gang.members.into_iter().map(|member| member.worker).collect();
+                job.remember(&gang);
                 job.hurry = true;
             }
             let members = job.gang.iter().flat_map(|gang| &gang.members);

@@ -61,7 +61,7 @@ impl State {
         job.heads.extend(heads);
         job.failures_in_a_row = 0;
         if let Some(gang) = &mut job.gang {
-            gang.advanced = true;
+            (gang.settled, gang.advanced) = (true, true);
         }
         turn.push(Effect::Committed { job: key.clone(), commits: taken });
     }
@@ -84,12 +84,10 @@ fn judge(head: &Head, commit: &Commit, part: &Part) -> Verdict {
             Verdict::Differs(format!("step {step} of {task} came out as {one} and as {other} in {fence}"))
         };
     }
-    if step.0 > newest.step.0 + 1 {
-        return Verdict::Refused(format!("step {step} of {task} does not follow step {}", newest.step));
-    }
-    // Within a generation nothing is done twice: what it resumed from decides where its records begin.
-    if step.0 <= newest.step.0 && *fence == newest.fence {
-        return Verdict::Refused(format!("step {step} of {task} was done already: {} is at {}", fence, newest.step));
+    // A newer generation may begin anywhere: before the newest record, if nobody held what it says, or after it, if ranks
+    // held steps that were never told. Within a generation each step follows the one before.
+    if *fence == newest.fence && step.0 != newest.step.0 + 1 {
+        return Verdict::Refused(format!("step {step} of {task} does not follow step {} of {fence}", newest.step));
     }
     Verdict::New
 }

@@ -159,7 +159,7 @@ impl State {
         let fence = job.fence();
         job.enough_since = None;
         let Some(gang) = job.gang.take() else { return };
-        job.holders = gang.members.iter().map(|member| member.worker.clone()).collect();
+        job.remember(&gang);
         job.keep_until = turn.now + grace;
         turn.changed(key);
         for member in gang.members {

@@ -55,7 +55,8 @@ impl State {
             return turn.push(Effect::Refused { reason: format!("{id} holds no lease") });
         };
         worker.connected = true;
-        worker.heard_at = turn.now;
+        // Of progress made meanwhile it has not had the time to tell.
+        (worker.heard_at, worker.progress_at) = (turn.now, turn.now);
         // A worker that is free has nothing to be recognised by.
         worker.confirmed |= worker.job.is_none();
         // What was sent into the session before may be lost.

@@ -18,6 +18,9 @@ impl State {
         for worker in self.workers.values_mut() {
             (worker.joined_at, worker.heard_at, worker.progress_at) = (now, now, now);
         }
+        // Jobs that wait give the members of their last gang time to come back.
+        let grace = self.settings.grace;
+        self.jobs.values_mut().filter(|job| job.gang.is_none()).for_each(|job| job.keep_until = now + grace);
         let (drain, yields) = (self.settings.drain_timeout, self.settings.yield_timeout);
         for gang in self.jobs.values_mut().filter_map(|job| job.gang.as_mut()) {
             gang.formed_at = now;

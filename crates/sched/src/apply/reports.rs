@@ -110,6 +110,7 @@ impl State {
         }
         gang.members[rank].state = MemberState::Ready;
         turn.changed(key);
+        gang.settled |= gang.is_ready();
         if gang.is_ready() && gang.ending.is_none() {
             let reason = format!("generation {generation} trains on {}", count(gang.world(), "worker"));
             turn.note(Some(key), "Running", None, reason.clone());

@@ -89,9 +89,14 @@ impl State {
         let cost =
             |rank: usize| if trouble.doubts.contains_key(&rank) { 1000 } else { 0 } + (gang.world() - rank) as u64;
         let mut blamed = cover::smallest(&pairs, cost);
-        blamed.extend(silent);
-        let heard = |rank: usize| trouble.doubts.contains_key(&rank) || blamed.contains(&rank);
+        // A rank that is blamed by errors alone may have a word of its own to say; what does not answer a ping has not.
+        let pinged = |rank: usize| {
+            let stalls = trouble.doubts.values().filter(|doubt| doubt.gave_up.is_none());
+            blamed.contains(&rank) && stalls.into_iter().any(|doubt| doubt.suspects.contains(&rank))
+        };
+        let heard = |rank: usize| trouble.doubts.contains_key(&rank) || silent.contains(&rank) || pinged(rank);
         let complete = (0..gang.world()).all(|rank| heard(rank) || gang.members[rank].state == MemberState::Gone);
+        blamed.extend(silent);
         if !complete && turn.now < trouble.since + self.settings.window {
             return Ruling::Wait;
         }

@@ -30,10 +30,9 @@ impl State {
     }
 
     /// Takes up to `most` workers out of the pool: those first that need least to take part.
-    pub(crate) fn choose(&self, now: Duration, key: &JobKey, most: usize, pool: &mut Pool) -> Vec<WorkerId> {
+    pub(crate) fn choose(&self, key: &JobKey, most: usize, pool: &mut Pool) -> Vec<WorkerId> {
         let mine = |id: &&WorkerId| pool.kept.get(*id).is_none_or(|of| of == key);
-        let mut chosen: Vec<_> =
-            pool.free.iter().filter(mine).map(|id| (self.distance(now, id, key), id.clone())).collect();
+        let mut chosen: Vec<_> = pool.free.iter().filter(mine).map(|id| (self.distance(id, key), id.clone())).collect();
         chosen.sort();
         let chosen: Vec<_> = chosen.into_iter().take(most).map(|(_, id)| id).collect();
         pool.free.retain(|id| !chosen.contains(id));
@@ -41,7 +40,7 @@ impl State {
     }
 
     /// How far a worker is from taking part: a holder of the state is nearest, a slow one farthest.
-    fn distance(&self, now: Duration, id: &WorkerId, key: &JobKey) -> (bool, bool, u8, usize) {
+    fn distance(&self, id: &WorkerId, key: &JobKey) -> (bool, bool, u8, usize) {
         let job = self.jobs.get(key);
         let held = job.and_then(|job| job.holders.iter().position(|holder| holder == id));
         let Some(worker) = self.worker(id) else { return (true, true, 9, 0) };
@@ -50,8 +49,6 @@ impl State {
             None => 2,
             Some(_) => 3,
         };
-        // After trouble whoever is ready goes first, so that a gang forms at once.
-        let cold = job.is_some_and(|job| job.hurry && now >= job.hold_until) && warmth > 0;
-        (worker.pace.told, cold || held.is_none(), warmth, held.unwrap_or_default())
+        (worker.pace.told, held.is_none(), warmth, held.unwrap_or_default())
     }
 }

@@ -51,9 +51,9 @@ impl State {
             });
         }
         let names: Vec<_> = members.iter().map(|member| member.worker.to_string()).collect();
-        let gang = Gang { members, formed_at: turn.now, ending: None, trouble: None, advanced: false };
+        let gang = Gang { members, formed_at: turn.now, ending: None, trouble: None, settled: false, advanced: false };
         if let Some(job) = self.jobs.get_mut(key) {
-            job.holders.clear();
+            job.formed_from.clone_from(&job.holders);
             job.gang = Some(gang);
         }
         let who = format!(

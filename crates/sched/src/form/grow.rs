@@ -25,7 +25,7 @@ impl State {
             if room == 0 {
                 continue;
             }
-            let joiners = self.choose(turn.now, &key, room, pool);
+            let joiners = self.choose(&key, room, pool);
             for id in &joiners {
                 self.prepare(turn, &key, id);
             }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bench;
+mod elastic;
 mod scenarios;
 mod sim;
 mod simulation;

@@ -1,54 +1,50 @@
-//! A simulated cluster: workers that train, a store that fences, a network that delays, repeats, reorders and cuts, and
-//! a coordinator that is nothing but [`State`] and a table of sessions. One seed is one history.
+//! A simulated cluster: workers that follow the protocol of a step, a store that fences, a network that delays, repeats,
+//! reorders and cuts, and a coordinator that is nothing but [`State`] and a table of sessions.
+//!
+//! One seed is one history: its faults are drawn beforehand, so that a failing history can be made smaller by leaving
+//! faults out.
 
-mod chaos;
+mod faults;
+mod gangs;
+mod history;
+mod wire;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pleach_base::rng::{CounterRng, Key};
-use pleach_base::{Fence, Step, Term, WorkerId};
+use pleach_base::{Fence, Term, WorkerId};
 use pleach_sched::invariants::Auditor;
-use pleach_sched::{Assignment, Effect, Event, JobKey, JobState, Part, Settings, State, StopMode};
+use pleach_sched::{Effect, Event, JobKey, JobState, Settings, State};
 
+pub(crate) use faults::{Fault, draw};
+use history::History;
+use wire::{Message, Order};
 use worker::SimWorker;
 
 pub(crate) const TICK: Duration = Duration::from_millis(200);
 /// Steps of every simulated job.
-pub(crate) const STEPS: u64 = 30;
-
-/// What travels.
-enum Message {
-    /// From worker number `from`, which opens session `opens` with it if that is set.
-    ToCoordinator { event: Event, from: usize, opens: Option<u64> },
-    /// An order in a session.
-    ToWorker { to: usize, session: u64, order: Order },
-    /// A session breaks, as the coordinator sees it.
-    Broken { session: u64 },
-}
-
-#[derive(Clone)]
-pub(crate) enum Order {
-    Assign(Assignment),
-    Prepare(Part),
-    Stop { part: Option<(JobKey, Fence)>, mode: StopMode },
-}
+pub(crate) const STEPS: u64 = 12;
+/// A simulated job has one task.
+pub(crate) const TASK: &str = "t";
 
 /// What the object store knows of a job.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Stored {
     fence: Fence,
     step: u64,
+    digest: u64,
 }
 
 pub(crate) struct Sim {
-    pub(crate) seed: u64,
-    pub(crate) rng: CounterRng,
+    rng: CounterRng,
     pub(crate) now: Duration,
     pub(crate) state: State,
     auditor: Auditor,
     workers: Vec<SimWorker>,
+    /// Pairs of workers that do not reach each other, and until when.
+    apart: BTreeMap<(usize, usize), Duration>,
     /// Session number of each connected worker, as the coordinator knows it.
     sessions: BTreeMap<WorkerId, u64>,
     network: BTreeMap<(Duration, u64), Message>,
@@ -56,60 +52,98 @@ pub(crate) struct Sim {
     last_order: Vec<Duration>,
     sent: u64,
     store: BTreeMap<JobKey, Stored>,
+    formed: BTreeSet<(JobKey, Fence)>,
+    history: History,
     cancelled: BTreeSet<JobKey>,
     submitted: u64,
     incarnations: u64,
+    trace: Option<Vec<String>>,
+    summary: Summary,
+}
+
+pub(crate) fn settings() -> Settings {
+    Settings {
+        lease_ttl: Duration::from_secs(3),
+        stall_grace: Duration::from_secs(8),
+        grace: Duration::from_secs(9),
+        settle: Duration::from_millis(400),
+        prepare_timeout: Duration::from_secs(6),
+        retry: Duration::from_millis(200),
+        retry_max: Duration::from_secs(2),
+        drain_timeout: Duration::from_secs(8),
+        yield_timeout: Duration::from_secs(5),
+        deadlock: Duration::from_secs(4),
+        bar_max: Duration::from_secs(4),
+        ..Settings::default()
+    }
 }
 
 impl Sim {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64, traced: bool) -> Self {
         let mut rng = Key::seed(seed).named("sched-simulation").rng();
-        let count = 1 + rng.below(5);
-        let settings = Settings {
-            lease_ttl: Duration::from_secs(3),
-            stall_grace: Duration::from_secs(8),
-            grace: Duration::from_secs(12),
-            settle: Duration::from_millis(500),
-            prepare_timeout: Duration::from_secs(8),
-            retry: Duration::from_millis(200),
-            retry_max: Duration::from_secs(2),
-            drain_timeout: Duration::from_secs(10),
-            yield_timeout: Duration::from_secs(5),
-            bar_max: Duration::from_secs(5),
-            ..Settings::default()
-        };
+        let count = 1 + rng.below(4);
         Self {
-            seed,
-            rng,
             now: Duration::ZERO,
-            state: State::new(Term(1), settings),
+            state: State::new(Term(1), settings()),
             auditor: Auditor::default(),
-            workers: (0..count).map(|n| SimWorker::new(n, n + 1)).collect(),
+            workers: (0..count).map(|n| SimWorker::new(n, n + 1, rng.below(50))).collect(),
+            rng,
+            apart: BTreeMap::new(),
             sessions: BTreeMap::new(),
             network: BTreeMap::new(),
             last_order: vec![Duration::ZERO; count as usize],
             sent: 0,
             store: BTreeMap::new(),
+            formed: BTreeSet::new(),
+            history: History::default(),
             cancelled: BTreeSet::new(),
             submitted: 0,
             incarnations: 100,
+            trace: traced.then(Vec::new),
+            summary: Summary::default(),
         }
     }
 
-    /// Faults for a while, then peace until every job has ended. Panics with the seed when a rule is broken.
-    pub(crate) fn run(mut self) -> Summary {
-        let chaos_ends = Duration::from_secs(5 + self.rng.below(25));
-        while self.now < chaos_ends {
-            self.fault();
-            self.step();
+    /// Faults, then peace until every job has ended.
+    ///
+    /// # Panics
+    /// When a rule is broken.
+    pub(crate) fn run(&mut self, faults: &[(Duration, Fault)]) {
+        self.submit(0);
+        for (at, fault) in faults {
+            while self.now < *at {
+                self.step();
+            }
+            self.say(|| format!("fault: {fault:?}"));
+            self.fault(fault);
         }
         self.peace();
-        let limit = self.now + Duration::from_secs(600);
-        while !self.state.jobs.values().all(|job| job.state.is_terminal()) {
+        let limit = self.now + Duration::from_secs(300);
+        while !self.state.jobs.is_empty() {
             self.step();
-            assert!(self.now < limit, "seed {}: progress: {:#?}", self.seed, self.state);
+            assert!(self.now < limit, "progress: {:#?}", self.state);
         }
-        self.verdict()
+    }
+
+    pub(crate) fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
+    pub(crate) fn lines(&self) -> &[String] {
+        self.trace.as_deref().unwrap_or_default()
+    }
+
+    fn say(&mut self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            let line = line()
+                .replace("JobKey { tenant: Tenant(\"default\"), job: JobId(\"", "")
+                .replace("\") }", "")
+                .replace("WorkerId { name: \"", "")
+                .replace("\", incarnation: ", "#")
+                .replace("Fence { term: Term(", "t")
+                .replace("), generation: Generation(", "g");
+            trace.push(format!("{:>7.1} {line}", self.now.as_secs_f64()));
+        }
     }
 
     fn step(&mut self) {
@@ -119,98 +153,95 @@ impl Sim {
             self.deliver(message);
         }
         self.workers_act();
-        self.groups_act();
+        self.gangs_act();
         self.apply(Event::Tick);
     }
 
     fn apply(&mut self, event: Event) -> Vec<Effect> {
-        let effects = self.state.apply(self.now, event.clone());
+        if self.trace.is_some() && !matches!(event, Event::Tick | Event::Heartbeat { .. }) {
+            self.say(|| format!("  {event:?}"));
+        }
+        let effects = self.state.apply(self.now, event);
         let broken = self.auditor.check(&self.state, &effects);
-        assert!(broken.is_empty(), "seed {} at {:?}: {broken:?} after {event:?}", self.seed, self.now);
+        assert!(broken.is_empty(), "{broken:?}");
         for effect in &effects {
-            match effect {
-                Effect::Assign { worker, assignment } => self.order(worker, Order::Assign(assignment.clone())),
-                Effect::Prepare { worker, job, fence, .. } => {
-                    self.order(worker, Order::Prepare(Part { job: job.clone(), fence: *fence }));
-                }
-                Effect::Stop { worker, part, mode, .. } => {
-                    self.order(worker, Order::Stop { part: part.clone(), mode: *mode });
-                }
-                Effect::Released { worker } => {
-                    self.sessions.remove(worker);
-                    if let Some(own) = self.workers.iter_mut().find(|own| &own.id == worker) {
-                        own.session = None;
-                    }
-                }
-                Effect::Changed { job } => self.succeeded_means_stored(job),
-                _ => {}
+            if self.trace.is_some() && !matches!(effect, Effect::Changed { .. }) {
+                self.say(|| format!("    -> {effect:?}"));
             }
+            self.carry_out(effect);
         }
         effects
     }
 
-    fn succeeded_means_stored(&self, key: &JobKey) {
-        if self.state.jobs.get(key).is_some_and(|job| job.state == JobState::Succeeded) {
-            let step = self.store.get(key).map_or(0, |stored| stored.step);
-            assert_eq!(step, STEPS, "seed {}: {key} succeeded with a store at step {step}", self.seed);
-        }
-    }
-
-    fn deliver(&mut self, message: Message) {
-        match message {
-            Message::ToCoordinator { event, from, opens } => {
-                let who = match &event {
-                    Event::Connected { worker } => Some(worker.clone()),
-                    _ => None,
-                };
-                let effects = self.apply(event);
-                if let (Some(session), Some(id)) = (opens.filter(|_| !refused(&effects)), who) {
-                    self.opened(from, id, session, effects);
+    fn carry_out(&mut self, effect: &Effect) {
+        match effect {
+            Effect::Released { worker } => {
+                self.sessions.remove(worker);
+                if let Some(own) = self.workers.iter_mut().find(|own| &own.id == worker) {
+                    own.session = None;
                 }
             }
-            Message::ToWorker { to, session, order } => {
-                let worker = &self.workers[to];
-                if worker.alive && worker.session == Some(session) && !worker.cut(self.now) {
-                    self.obey(to, order);
-                }
-            }
-            Message::Broken { session } => {
-                let of = self.sessions.iter().find(|(_, number)| **number == session).map(|(id, _)| id.clone());
-                if let Some(worker) = of {
-                    self.sessions.remove(&worker);
-                    self.apply(Event::Disconnected { worker });
+            Effect::Changed { job } => self.ended(job),
+            other => {
+                self.no_step_lost(other);
+                if let Some((worker, order)) = Order::of(other) {
+                    self.order(&worker, order);
                 }
             }
         }
     }
 
-    fn opened(&mut self, from: usize, id: WorkerId, session: u64, effects: Vec<Effect>) {
-        self.sessions.insert(id.clone(), session);
-        if self.workers[from].id == id && self.workers[from].alive {
-            self.workers[from].session = Some(session);
-        } else {
-            // The process died before the answer came: the connection breaks.
-            let at = self.now + self.delay(800);
-            self.send(at, Message::Broken { session });
+    /// A gang without any state of the newest record is formed only when nobody within reach has it either.
+    fn no_step_lost(&mut self, effect: &Effect) {
+        let Effect::Assign { assignment, .. } = effect else { return };
+        // Orders are repeated; a gang is formed once.
+        if !self.formed.insert((assignment.job.clone(), assignment.fence)) {
+            return;
         }
-        // What `Connected` led to could not be sent before the session stood.
-        for effect in effects {
-            match effect {
-                Effect::Assign { worker, assignment } => self.order(&worker, Order::Assign(assignment)),
-                Effect::Prepare { worker, job, fence, .. } => {
-                    self.order(&worker, Order::Prepare(Part { job, fence }));
-                }
-                _ => {}
-            }
+        let Some(newest) = assignment.heads.get(&TASK.into()).and_then(|head| head.recent.back()) else { return };
+        let holds = |worker: &&SimWorker| worker.alive && worker.holds(&assignment.job, newest);
+        let member = |worker: &&SimWorker| assignment.members.iter().any(|member| member.worker == worker.id);
+        let newer = |worker: &&SimWorker| worker.alive && worker.holds_after(&assignment.job, newest);
+        if self.workers.iter().filter(member).any(|worker| holds(&worker) || newer(&worker)) {
+            return;
+        }
+        let reached = |worker: &&SimWorker| self.state.worker(&worker.id).is_some_and(|w| w.available(self.now));
+        let left_out = self.workers.iter().filter(holds).filter(reached).find(|worker| !member(worker));
+        let stored = self.store.get(&assignment.job).map_or(0, |stored| stored.step);
+        let kept = self.state.jobs.get(&assignment.job).is_some_and(|job| self.now < job.keep_until);
+        if let Some(worker) = left_out.filter(|_| kept && stored < newest.step.0) {
+            panic!(
+                "no-step-lost-while-one-worker-lives: {} holds step {} of {}",
+                worker.id, newest.step, assignment.job
+            );
         }
     }
 
-    fn order(&mut self, to: &WorkerId, order: Order) {
-        let Some(session) = self.sessions.get(to).copied() else { return };
-        let Some(index) = self.workers.iter().position(|worker| &worker.id == to) else { return };
-        let at = (self.now + self.delay(300)).max(self.last_order[index]);
-        self.last_order[index] = at;
-        self.send(at, Message::ToWorker { to: index, session, order });
+    /// Judges a job that has ended; it is deleted in the next tick.
+    fn ended(&mut self, key: &JobKey) {
+        let Some(job) = self.state.jobs.get(key).filter(|job| job.state.is_terminal()).cloned() else { return };
+        if !self.history.end(key) {
+            return;
+        }
+        self.summary.generations += job.generation.0;
+        match job.state {
+            JobState::Succeeded => {
+                self.summary.succeeded += 1;
+                let stored = self.store.get(key).copied().unwrap_or_default();
+                assert_eq!(stored.step, STEPS, "{key} succeeded with a store at step {}", stored.step);
+                self.history.check(key, stored.fence, stored.digest);
+            }
+            JobState::Cancelled => {
+                assert!(self.cancelled.contains(key), "nobody cancelled {key}");
+                self.summary.cancelled += 1;
+            }
+            _ => {
+                assert!(job.failures_in_a_row > job.needs.restarts, "{key} failed: {job:?}");
+                self.summary.spent += 1;
+            }
+        }
+        let delete = Message::ToCoordinator { event: Event::Deleted { job: key.clone() }, from: 0, opens: None };
+        self.send(self.now, delete);
     }
 
     fn send(&mut self, at: Duration, message: Message) {
@@ -225,35 +256,32 @@ impl Sim {
     fn chance(&mut self, percent: u64) -> bool {
         self.rng.below(100) < percent
     }
-
-    fn verdict(self) -> Summary {
-        let mut summary = Summary::default();
-        for (key, job) in &self.state.jobs {
-            summary.generations += job.generation.0;
-            match job.state {
-                JobState::Succeeded => summary.succeeded += 1,
-                JobState::Cancelled => {
-                    assert!(self.cancelled.contains(key), "seed {}: nobody cancelled {key}", self.seed);
-                    summary.cancelled += 1;
-                }
-                _ => {
-                    assert!(job.restarts > job.needs.restarts, "seed {}: {key} failed: {job:?}", self.seed);
-                    summary.spent += 1;
-                }
-            }
-            assert!(job.durable <= Step(STEPS));
-        }
-        summary
-    }
 }
 
-/// How a history ended.
+/// How histories ended.
 #[derive(Debug, Default)]
 pub(crate) struct Summary {
     pub(crate) succeeded: u64,
     pub(crate) cancelled: u64,
     pub(crate) spent: u64,
     pub(crate) generations: u64,
+    /// Generations that went on from a rank's memory, from the store, and from nothing.
+    pub(crate) resumed: [u64; 3],
+    /// Steps whose record was in nobody's memory when a generation went on before them.
+    pub(crate) remade: u64,
+}
+
+impl Summary {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.succeeded += other.succeeded;
+        self.cancelled += other.cancelled;
+        self.spent += other.spent;
+        self.generations += other.generations;
+        self.remade += other.remade;
+        for (sum, one) in self.resumed.iter_mut().zip(other.resumed) {
+            *sum += one;
+        }
+    }
 }
 
 fn refused(effects: &[Effect]) -> bool {

@@ -1,46 +1,85 @@
-//! Simulated workers, and what a gang of them does.
+//! Simulated workers: orders, leases, what they hold in memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pleach_base::{Fence, Step, WorkerId};
-use pleach_sched::{Assignment, Event, Failure, JobKey, Part, Report, StopMode};
+use pleach_sched::{Assignment, Commit, Event, Failure, JobKey, Part, Report, StopMode};
 
-use super::{Message, Order, STEPS, Sim, TICK};
+use super::wire::{Message, Order};
+use super::{STEPS, Sim, TASK};
 
-pub(crate) struct SimWorker {
-    pub(crate) id: WorkerId,
-    pub(crate) alive: bool,
-    pub(crate) respawn_at: Option<Duration>,
-    pub(crate) paused_until: Duration,
-    pub(crate) cut_until: Duration,
-    pub(crate) session: Option<u64>,
-    pub(crate) draining: bool,
-    progress: u64,
+pub(super) struct SimWorker {
+    pub(super) id: WorkerId,
+    pub(super) alive: bool,
+    pub(super) respawn_at: Option<Duration>,
+    pub(super) paused_until: Duration,
+    pub(super) cut_until: Duration,
+    pub(super) session: Option<u64>,
+    /// When the coordinator was last reached.
+    pub(super) contact: Duration,
+    pub(super) draining: bool,
+    /// Getting ready takes so much longer.
+    pub(super) slow: Duration,
+    /// Its clock goes wrong by so many percent.
+    skew: u64,
+    pub(super) progress: u64,
     next_beat: Duration,
     next_join: Duration,
-    seen: BTreeSet<(JobKey, Fence)>,
-    work: Option<Work>,
+    pub(super) seen: BTreeSet<(JobKey, Fence)>,
+    pub(super) work: Option<Work>,
     prepares: Option<(Part, Duration)>,
+    /// States of the job that it is warm for: from the last recorded one on.
+    pub(super) held: BTreeMap<JobKey, Vec<Held>>,
 }
 
-struct Work {
-    assignment: Assignment,
-    loaded_at: Duration,
-    training: bool,
-    drain: bool,
-    step: u64,
-    stalled: Duration,
+/// A state in memory.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    pub(super) step: u64,
+    pub(super) digest: u64,
+    pub(super) fence: Fence,
+    pub(super) agreed: bool,
+}
+
+pub(super) struct Work {
+    pub(super) assignment: Assignment,
+    pub(super) settled: bool,
+    /// The step is computed; the ranks have not agreed on it.
+    pub(super) computed: bool,
+    pub(super) ends: Option<StopMode>,
+    pub(super) step: u64,
+    /// Records that the coordinator has not acknowledged, and the newest that it has.
+    pub(super) unsent: Vec<Commit>,
+    pub(super) acked: u64,
+    pub(super) next_send: Duration,
+    pub(super) stalled: Duration,
+    pub(super) next_stall: Duration,
 }
 
 impl Work {
-    fn part(&self) -> Part {
+    fn new(assignment: Assignment) -> Self {
+        Self {
+            assignment,
+            settled: false,
+            computed: false,
+            ends: None,
+            step: 0,
+            unsent: Vec::new(),
+            acked: 0,
+            next_send: Duration::ZERO,
+            stalled: Duration::ZERO,
+            next_stall: Duration::from_secs(1),
+        }
+    }
+
+    pub(super) fn part(&self) -> Part {
         Part { job: self.assignment.job.clone(), fence: self.assignment.fence }
     }
 }
 
 impl SimWorker {
-    pub(crate) fn new(number: u64, incarnation: u64) -> Self {
+    pub(super) fn new(number: u64, incarnation: u64, skew: u64) -> Self {
         Self {
             id: WorkerId { name: format!("w{number}"), incarnation },
             alive: true,
@@ -48,41 +87,62 @@ impl SimWorker {
             paused_until: Duration::ZERO,
             cut_until: Duration::ZERO,
             session: None,
+            contact: Duration::ZERO,
             draining: false,
+            slow: Duration::ZERO,
+            skew,
             progress: 0,
             next_beat: Duration::ZERO,
             next_join: Duration::ZERO,
             seen: BTreeSet::new(),
             work: None,
             prepares: None,
+            held: BTreeMap::new(),
         }
     }
 
-    pub(crate) fn cut(&self, now: Duration) -> bool {
+    pub(super) fn cut(&self, now: Duration) -> bool {
         now < self.cut_until
     }
 
-    fn acts(&self, now: Duration) -> bool {
+    pub(super) fn acts(&self, now: Duration) -> bool {
         self.alive && now >= self.paused_until
+    }
+
+    /// A time on this worker's clock.
+    fn skewed(&self, time: Duration) -> Duration {
+        time * (75 + self.skew as u32) / 100
+    }
+
+    /// Whether it holds a state after a record that may be gone on from.
+    pub(super) fn holds_after(&self, job: &JobKey, commit: &Commit) -> bool {
+        let held = self.held.get(job).into_iter().flatten();
+        held.into_iter().any(|held| held.step > commit.step.0 && held.agreed && held.fence >= commit.fence)
+    }
+
+    pub(super) fn holds(&self, job: &JobKey, commit: &Commit) -> bool {
+        let held = self.held.get(job).into_iter().flatten();
+        held.into_iter().any(|held| held.step == commit.step.0 && format!("{:x}", held.digest) == commit.digest)
     }
 }
 
 impl Sim {
     pub(super) fn obey(&mut self, index: usize, order: Order) {
-        let loaded_at = self.now + self.delay(1500);
+        let ready_at = self.now + self.delay(1500) + self.workers[index].slow;
         let worker = &mut self.workers[index];
         match order {
-            Order::Prepare(part) => worker.prepares = Some((part, loaded_at)),
+            Order::Prepare(part) => {
+                // Whatever it still did is not wanted any more.
+                worker.work = None;
+                // Another job's model takes the place of what was in memory.
+                worker.held.retain(|job, _| *job == part.job);
+                worker.prepares = Some((part, ready_at));
+            }
             Order::Assign(assignment) => {
                 if worker.seen.insert((assignment.job.clone(), assignment.fence)) {
-                    worker.work = Some(Work {
-                        assignment,
-                        loaded_at,
-                        training: false,
-                        drain: false,
-                        step: 0,
-                        stalled: Duration::ZERO,
-                    });
+                    worker.held.retain(|job, _| *job == assignment.job);
+                    worker.prepares = None;
+                    worker.work = Some(Work::new(assignment));
                 }
             }
             Order::Stop { part, mode } => {
@@ -93,29 +153,23 @@ impl Sim {
                 }
                 match mode {
                     StopMode::Abort => worker.work = None,
-                    StopMode::Drain if work.training => work.drain = true,
-                    StopMode::Drain | StopMode::Yield => {
-                        worker.work = None;
-                        self.report(index, own, Report::Drained);
-                    }
+                    mode => work.ends = Some(mode),
                 }
             }
         }
     }
 
-    /// A unary call: it arrives late, perhaps twice, perhaps after newer ones, and after a cut only when that ends.
-    fn report(&mut self, index: usize, part: Part, report: Report) {
-        let worker = self.workers[index].id.clone();
-        let from = self.workers[index].cut_until.max(self.now);
-        let copies = if self.chance(20) { 2 } else { 1 };
-        for _ in 0..copies {
-            let at = from + self.delay(600);
-            let event = Event::Reported { worker: worker.clone(), part: part.clone(), report: report.clone() };
-            self.send(at, Message::ToCoordinator { event, from: index, opens: None });
+    /// The coordinator has taken the records up to `step`.
+    pub(super) fn recorded(&mut self, index: usize, part: &Part, step: u64) {
+        let work = self.workers[index].work.as_mut().filter(|work| work.part() == *part);
+        if let Some(work) = work {
+            work.acked = work.acked.max(step);
+            work.unsent.retain(|commit| commit.step.0 > step);
         }
     }
 
-    fn give_up(&mut self, index: usize, message: &str, suspects: Vec<u32>) {
+    /// The rank cannot go on in this generation; it keeps what it holds.
+    pub(super) fn give_up(&mut self, index: usize, message: &str, suspects: Vec<u32>) {
         if let Some(work) = self.workers[index].work.take() {
             let failure = Failure { code: "PL0501".into(), message: message.into(), hint: String::new() };
             self.report(index, work.part(), Report::Failed { failure, permanent: false, suspects });
@@ -130,38 +184,21 @@ impl Sim {
             if !self.workers[index].acts(self.now) {
                 continue;
             }
-            if self.workers[index].prepares.as_ref().is_some_and(|(_, at)| self.now >= *at) {
-                let (part, _) = self.workers[index].prepares.take().unwrap();
+            if let Some((part, _)) = self.workers[index].prepares.take_if(|(_, at)| self.now >= *at) {
                 self.report(index, part, Report::Prepared);
             }
-            self.load(index);
-            let worker = &self.workers[index];
+            let worker = &mut self.workers[index];
+            if worker.session.is_some() && !worker.cut(self.now) {
+                worker.contact = self.now;
+            } else if worker.work.is_some() && self.now > worker.contact + worker.skewed(self.state.settings.grace) {
+                worker.work = None;
+            }
             if worker.draining && worker.work.is_none() && worker.session.is_some() {
                 self.kill(index);
-            } else if !worker.cut(self.now) {
+            } else if !self.workers[index].cut(self.now) {
                 self.talk(index);
             }
         }
-    }
-
-    fn load(&mut self, index: usize) {
-        let now = self.now;
-        let Some(work) = &mut self.workers[index].work else { return };
-        if work.training || now < work.loaded_at {
-            self.workers[index].progress += 1;
-            return;
-        }
-        let (part, leads) = (work.part(), work.assignment.rank == 0);
-        let stored = self.store.entry(part.job.clone()).or_default();
-        if leads && part.fence < stored.fence {
-            return self.give_up(index, "fenced by the store", Vec::new());
-        }
-        if leads {
-            stored.fence = part.fence;
-        }
-        work.step = stored.step;
-        work.training = true;
-        self.report(index, part, Report::Ready);
     }
 
     fn talk(&mut self, index: usize) {
@@ -174,11 +211,11 @@ impl Sim {
                 self.join(index, id);
             }
         } else if now >= worker.next_beat {
-            worker.next_beat = now + Duration::from_secs(1);
+            worker.next_beat = now + worker.skewed(Duration::from_secs(1));
             let event = Event::Heartbeat {
                 worker: worker.id.clone(),
                 progress: worker.progress,
-                idle: worker.work.is_none(),
+                idle: worker.work.is_none() && worker.prepares.is_none(),
                 draining: worker.draining,
                 part: worker.work.as_ref().map(Work::part),
                 compute_us: 0,
@@ -187,79 +224,35 @@ impl Sim {
         }
     }
 
-    fn join(&mut self, index: usize, id: WorkerId) {
-        let at = self.now + self.delay(300);
-        let event = Event::Registered { worker: id.clone(), host: id.name.clone(), rendezvous_port: 1, pulse_port: 2 };
-        self.send(at, Message::ToCoordinator { event, from: index, opens: None });
-        self.sent += 1;
-        let opens = Some(self.sent);
-        let at = at + self.delay(300);
-        self.send(at, Message::ToCoordinator { event: Event::Connected { worker: id }, from: index, opens });
+    /// Rank 0 tells its records until they are acknowledged, and brings recorded steps to the store.
+    pub(super) fn lead(&mut self, index: usize) -> bool {
+        let Some(work) = self.workers[index].work.as_mut() else { return false };
+        let (part, now) = (work.part(), self.now);
+        if !work.unsent.is_empty() && now >= work.next_send {
+            work.next_send = now + Duration::from_millis(600);
+            let commits = work.unsent.clone();
+            self.report(index, part.clone(), Report::Committed { commits });
+        }
+        let Some(work) = self.workers[index].work.as_ref() else { return false };
+        let stored = self.store.entry(part.job.clone()).or_default();
+        let due = work.acked >= stored.step + 3 || work.acked >= STEPS || work.ends == Some(StopMode::Drain);
+        if due && work.acked > stored.step {
+            let held = self.workers[index].held.get(&part.job);
+            let Some(state) = held.and_then(|held| held.iter().find(|held| held.step == work.acked)) else {
+                return true;
+            };
+            if stored.fence > part.fence {
+                self.give_up(index, "fenced by the store", Vec::new());
+                return false;
+            }
+            (stored.fence, stored.step, stored.digest) = (part.fence, state.step, state.digest);
+            let step = Step(state.step);
+            self.report(index, part, Report::Durable { step });
+        }
+        true
     }
 
-    /// Gangs whose ranks all train make a step together; the ranks of the others wait, and in the end report whom for.
-    pub(super) fn groups_act(&mut self) {
-        let mut groups: BTreeMap<(JobKey, Fence), Vec<usize>> = BTreeMap::new();
-        for (index, worker) in self.workers.iter().enumerate() {
-            if let Some(work) = worker.work.as_ref().filter(|work| work.training && worker.acts(self.now)) {
-                groups.entry((work.assignment.job.clone(), work.assignment.fence)).or_default().push(index);
-            }
-        }
-        for ((job, fence), present) in groups {
-            let world = self.workers[present[0]].work.as_ref().map_or(0, |work| work.assignment.members.len());
-            if present.len() == world {
-                self.train(&job, fence, &present);
-            } else {
-                self.wait(&present, world);
-            }
-        }
-    }
-
-    fn wait(&mut self, present: &[usize], world: usize) {
-        let ranks: Vec<_> =
-            present.iter().filter_map(|index| Some(self.workers[*index].work.as_ref()?.assignment.rank)).collect();
-        let missing: Vec<u32> = (0..world).filter(|rank| !ranks.contains(rank)).map(|rank| rank as u32).collect();
-        for index in present {
-            let Some(work) = &mut self.workers[*index].work else { continue };
-            work.stalled += TICK;
-            if work.stalled >= Duration::from_secs(2) {
-                self.give_up(*index, "a peer is silent", missing.clone());
-            } else {
-                self.workers[*index].progress += 1;
-            }
-        }
-    }
-
-    fn train(&mut self, job: &JobKey, fence: Fence, ranks: &[usize]) {
-        let leads = |work: &Work| work.assignment.rank == 0;
-        let leader = ranks.iter().copied().find(|index| self.workers[*index].work.as_ref().is_some_and(leads));
-        let Some(leader) = leader else { return };
-        // Rank 0's state is broadcast when a gang starts, so its step is everybody's.
-        let step = self.workers[leader].work.as_ref().map_or(0, |work| (work.step + 1).min(STEPS));
-        let mut drain = false;
-        for index in ranks {
-            self.workers[*index].progress += 1;
-            if let Some(work) = &mut self.workers[*index].work {
-                work.stalled = Duration::ZERO;
-                work.step = step;
-                drain |= work.drain;
-            }
-        }
-        if step.is_multiple_of(3) || step >= STEPS || drain {
-            let stored = self.store.entry(job.clone()).or_default();
-            if stored.fence > fence {
-                return self.give_up(leader, "fenced by the store", Vec::new());
-            }
-            assert!(step >= stored.step, "seed {}: {job} went back to step {step}", self.seed);
-            stored.step = step;
-            self.report(leader, Part { job: job.clone(), fence }, Report::Durable { step: Step(step) });
-        }
-        if step >= STEPS || drain {
-            let last = if step >= STEPS { Report::Finished } else { Report::Drained };
-            for index in ranks {
-                self.workers[*index].work = None;
-                self.report(*index, Part { job: job.clone(), fence }, last.clone());
-            }
-        }
+    pub(super) fn commit(&self, part: &Part, held: &Held) -> Commit {
+        Commit { task: TASK.into(), step: Step(held.step), fence: part.fence, digest: format!("{:x}", held.digest) }
     }
 }
