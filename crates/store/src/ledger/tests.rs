@@ -75,6 +75,16 @@ fn one_fence_tells_one_story() {
 }
 
 #[test]
+fn a_row_without_its_lanes_is_the_same_and_gives_way_to_one_with_them() {
+    let short = LedgerRow { lane_digests: Vec::new(), ..row(5, 1) };
+    for order in [[short.clone(), row(5, 1)], [row(5, 1), short]] {
+        let mut ledger = Ledger::default();
+        order.into_iter().try_for_each(|row| ledger.take(row)).unwrap();
+        assert_eq!(ledger.rows().collect::<Vec<_>>(), [&row(5, 1)]);
+    }
+}
+
+#[test]
 fn what_lies_beyond_a_durable_step_led_nowhere() {
     let mut ledger = Ledger::default();
     (1..=9).try_for_each(|step| ledger.take(row(step, 1))).unwrap();
