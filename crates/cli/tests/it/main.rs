@@ -4,6 +4,7 @@
 
 mod audit;
 mod events;
+mod failover;
 mod fake;
 mod offline;
 mod online;

@@ -46,7 +46,7 @@ impl Drop for Coordinator {
 }
 
 /// A job over a model folder whose weights nobody reads before training.
-fn job(folder: &Path) -> String {
+pub(crate) fn job(folder: &Path) -> String {
     let config = r#"{"model_type": "bert", "architectures": ["BertModel"], "vocab_size": 100, "hidden_size": 16,
         "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64,
         "type_vocab_size": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu"}"#;
