@@ -26,6 +26,9 @@ const MOST_KEYS: usize = 120;
 /// Bytes of a transaction; etcd takes 1.5 MiB by default.
 const MOST_BYTES: usize = 1 << 20;
 
+/// Bytes of a head, which is written with every flush.
+const LARGEST_HEAD: usize = 32 << 10;
+
 /// The state of one leader.
 pub(crate) struct Etcd {
     leadership: Arc<Leadership>,
@@ -116,9 +119,7 @@ impl Etcd {
         }
         let head = |(key, task): (JobKey, String)| {
             let recent = rings.get(&key).map_or_else(Vec::new, |ring| ring.newest(&task, KEPT));
-            // Digests of lanes follow from those of steps and the data, and are the bulk of a record.
-            let recent = recent.into_iter().map(|record| CommitRecord { lane_digests: Vec::new(), ..record }).collect();
-            let bytes = TaskHead { task: task.clone(), recent }.encode_to_vec();
+            let bytes = encode_head(&task, recent);
             Op::put(self.key(&format!("head/{key}/{task}")), bytes)
         };
         tasks.into_iter().map(head).collect()
@@ -205,6 +206,15 @@ impl Backend for Etcd {
         self.runtime.block_on(self.leadership.resign());
         Ok(())
     }
+}
+
+fn encode_head(task: &str, recent: Vec<CommitRecord>) -> Vec<u8> {
+    let mut head = TaskHead { task: task.to_owned(), recent };
+    if head.encoded_len() > LARGEST_HEAD {
+        // Digests of many lanes are the bulk of a record; the digest of the whole step stays.
+        head.recent.iter_mut().for_each(|record| record.lane_digests.clear());
+    }
+    head.encode_to_vec()
 }
 
 fn event_name(key: &JobKey, seq: u64) -> String {
