@@ -116,15 +116,19 @@ impl Client {
         if !elsewhere || *waited >= ELECTION_LIMIT {
             return Err(error);
         }
-        let named = status::leader(status).filter(|leader| *leader != self.address).map(str::to_owned);
-        if named.is_none() {
-            tokio::time::sleep(ASK_AGAIN).await;
-        }
         *waited += ASK_AGAIN;
+        let named = status::leader(status).filter(|leader| *leader != self.address).map(str::to_owned);
+        if let Some(leader) = named
+            && let Ok(channel) = open(&self.global, &leader).await
+        {
+            *self = Self::over(channel, self.global.clone(), leader, self.identity.clone());
+            return Ok(());
+        }
+        // Nobody leads yet, or the one that did is gone and nobody has noticed.
+        tokio::time::sleep(ASK_AGAIN).await;
         let known: Vec<_> = addresses(&self.global).map(str::to_owned).collect();
         let after = known.iter().position(|known| *known == self.address).map_or(0, |at| at + 1);
-        let next = known.iter().cycle().skip(after).take(known.len()).cloned();
-        for address in named.into_iter().chain(next) {
+        for address in known.iter().cycle().skip(after).take(known.len()).cloned() {
             if let Ok(channel) = open(&self.global, &address).await {
                 *self = Self::over(channel, self.global.clone(), address, self.identity.clone());
                 break;

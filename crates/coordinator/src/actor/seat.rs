@@ -86,12 +86,21 @@ impl Seat {
         }
     }
 
-    /// As [`Handle::ask`].
+    /// As [`Handle::ask`]. When it is no longer known whether this process leads, nobody waits for that: the caller asks
+    /// again, and asking twice does no harm.
     pub(crate) async fn ask<T: Send + 'static>(
         &self,
         f: impl FnOnce(&mut Actor) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.now()?.ask(f).await
+        let (handle, mut roles) = (self.now()?, self.0.clone());
+        let unsure = async {
+            let _ = roles.wait_for(|role| matches!(role, Role::Follower { .. })).await;
+        };
+        tokio::select! {
+            biased;
+            answer = handle.ask(f) => answer,
+            () = unsure => Err(code::NOT_LEADER.error("this coordinator does not lead any more")),
+        }
     }
 
     /// Whether this process leads, now and after each change.

@@ -116,7 +116,7 @@ impl Actor {
     ///
     /// # Errors
     /// `FENCED` when the worker or its generation is not current.
-    pub(crate) fn report(&mut self, worker: &WorkerId, seq: u64, part: &Part, said: Said) -> Result<()> {
+    pub(crate) fn report(&mut self, worker: &WorkerId, seq: u64, part: &Part, mut said: Said) -> Result<()> {
         let repeated = seq > 0 && self.reports.get(worker).is_some_and(|reports| reports.0.contains(&seq));
         if repeated {
             return Ok(());
@@ -125,6 +125,9 @@ impl Actor {
             return Err(fenced(&format!("{} is not known", part.job)));
         }
         let ended = self.state.jobs.get(&part.job).is_some_and(|job| job.state.is_terminal());
+        if let Said::Commits(told) = &mut said {
+            told.records.retain(|record| !self.is_recorded(&part.job, record));
+        }
         let event = Event::Reported { worker: worker.clone(), part: part.clone(), report: report(&said) };
         self.told = match &said {
             Said::Commits(told) => told.records.clone(),
@@ -140,6 +143,15 @@ impl Actor {
             self.reports.entry(worker.clone()).or_default().taken(seq);
         }
         Ok(())
+    }
+
+    /// Whether a record was taken before: a report may come again, and to a leader that has not heard the first one.
+    fn is_recorded(&self, key: &JobKey, record: &v1::CommitRecord) -> bool {
+        let commit = view::recorded(record);
+        let head = self.state.jobs.get(key).and_then(|job| job.heads.get(&commit.task));
+        let Some(oldest) = head.and_then(|head| head.recent.front()) else { return false };
+        let older = commit.step < oldest.step && commit.fence == oldest.fence;
+        older || head.is_some_and(|head| head.recent.contains(&commit))
     }
 
     /// Writes down what a report tells about a task.
@@ -227,6 +239,8 @@ fn report(said: &Said) -> Report {
             }
         }
         Said::Prepared(_) => Report::Prepared,
+        // Nothing new: only the fence counts.
+        Said::Commits(told) if told.records.is_empty() => Report::Other,
         Said::Commits(told) => Report::Committed { commits: told.records.iter().map(view::recorded).collect() },
         Said::Stalled(told) => Report::Stalled { suspects: told.suspects.clone() },
         Said::Eval(_) | Said::Event(_) | Said::Task(_) => Report::Other,
