@@ -189,3 +189,6 @@ fn read_f64(tensor: &Tensor) -> Result<Vec<f64>> {
     Vec::<f64>::try_from(&tensor.to_kind(Kind::Double))
         .map_err(|error| code::INTERNAL.error("cannot read exchanged numbers").caused_by(error))
 }
+
+#[cfg(test)]
+mod tests;
