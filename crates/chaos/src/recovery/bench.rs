@@ -13,6 +13,7 @@ use tokio::runtime::Runtime;
 
 use crate::cluster::{Cluster, Plan};
 use crate::feed::{Feeds, Fence};
+use crate::measure::quantiles;
 use crate::node::Role;
 use crate::watch;
 use crate::workload::{self, Workload};
@@ -115,6 +116,15 @@ impl Bench {
         self.until("three more steps", |bench| (bench.probe.log().step() >= from + 3).then_some(()))?;
         // Another generation may have begun meanwhile.
         if self.seen.newest() == fence { Ok(fence) } else { self.steady() }
+    }
+
+    /// Median time between the last steps that the newest generation began before `until`.
+    pub(super) fn step_time(&self, until: Duration) -> Option<Duration> {
+        let (_, newest) = self.seen.generations.last_key_value()?;
+        let begun: Vec<Duration> = newest.fed.values().copied().filter(|at| *at < until).collect();
+        let last = &begun[begun.len().saturating_sub(20)..];
+        let between = last.windows(2).map(|pair| pair[1].saturating_sub(pair[0]).as_secs_f64()).collect();
+        quantiles(between).0.map(Duration::from_secs_f64)
     }
 
     /// Kills a node, at once.

@@ -61,12 +61,14 @@ fn worker(bench: &mut Bench, trial: u32) -> Result<Times> {
     let (fence, ready, first) = going_on(bench, before, killed, workers.len() - 1)?;
     let detected = noticed(bench, killed).unwrap_or(ready);
     let assigned = assigned(bench, fence, killed).unwrap_or(detected);
-    let mut times = vec![
+    let mut times =
+        Times::from_iter(bench.step_time(killed).map(|step| ("a step before the failure, for comparison", step)));
+    times.extend([
         ("detection: kill to the coordinator's word", detected.saturating_sub(killed)),
         ("re-forming: assignment to all ranks ready", ready.saturating_sub(assigned)),
         ("kill to all ranks ready", ready.saturating_sub(killed)),
         ("first step: kill to the next step recorded", first.saturating_sub(killed)),
-    ];
+    ]);
     let name = bench.cluster.nodes[victim].name.clone();
     let started = bench.restart(victim)?;
     let (joined, ready, first) = going_on(bench, fence, started, workers.len())?;
