@@ -172,7 +172,8 @@ impl Injector {
             _ if fault.draws[2].is_multiple_of(2) => (Mood::Broken, "broken off from".to_owned()),
             _ => (Mood::Silent, "cut off from".to_owned()),
         };
-        let (store, both) = (fault.draws[1].is_multiple_of(2), fault.kind == Kind::Isolate);
+        let has_store = node.ways.iter().any(|way| way.to_store);
+        let (store, both) = (has_store && fault.draws[1].is_multiple_of(2), fault.kind == Kind::Isolate);
         node.ways.iter().filter(|way| both || way.to_store == store).for_each(|way| way.proxy.set(mood));
         node.busy_until = now + fault.lasts;
         self.undo.push((now + fault.lasts, Undo::Unbar(at)));
