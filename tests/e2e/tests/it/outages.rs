@@ -162,9 +162,10 @@ fn killed() {
 #[test]
 fn ending() {
     each_downtime("ending", |cluster, bench, downtime| {
-        let at = pair(cluster, bench, 150);
+        pair(cluster, bench, 150);
+        // Near the end, since workers do not go on for longer than the grace, however slow they are.
+        cluster.until_fed(2, 130);
         cluster.kill_coordinator();
-        assert!(at < 140, "killed well before the end");
         cluster.wait("the last step is fed", || cluster.feeds().newest(2) == 150);
         std::thread::sleep(downtime);
         cluster.start_coordinator();
