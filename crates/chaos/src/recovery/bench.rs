@@ -118,10 +118,9 @@ impl Bench {
         if self.seen.newest() == fence { Ok(fence) } else { self.steady() }
     }
 
-    /// Median time between the last steps that the newest generation began before `until`.
-    pub(super) fn step_time(&self, until: Duration) -> Option<Duration> {
-        let (_, newest) = self.seen.generations.last_key_value()?;
-        let begun: Vec<Duration> = newest.fed.values().copied().filter(|at| *at < until).collect();
+    /// Median time between the last steps that a generation began.
+    pub(super) fn step_time(&self, fence: Fence) -> Option<Duration> {
+        let begun: Vec<Duration> = self.seen.generations.get(&fence)?.fed.values().copied().collect();
         let last = &begun[begun.len().saturating_sub(20)..];
         let between = last.windows(2).map(|pair| pair[1].saturating_sub(pair[0]).as_secs_f64()).collect();
         quantiles(between).0.map(Duration::from_secs_f64)

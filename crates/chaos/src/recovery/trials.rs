@@ -62,7 +62,7 @@ fn worker(bench: &mut Bench, trial: u32) -> Result<Times> {
     let detected = noticed(bench, killed).unwrap_or(ready);
     let assigned = assigned(bench, fence, killed).unwrap_or(detected);
     let mut times =
-        Times::from_iter(bench.step_time(killed).map(|step| ("a step before the failure, for comparison", step)));
+        Times::from_iter(bench.step_time(before).map(|step| ("a step before the failure, for comparison", step)));
     times.extend([
         ("detection: kill to the coordinator's word", detected.saturating_sub(killed)),
         ("re-forming: assignment to all ranks ready", ready.saturating_sub(assigned)),
