@@ -38,9 +38,9 @@ impl Scenario {
 
     pub(super) fn setting(self, workers: u32, state_mb: u64) -> Setting {
         match self {
-            Self::Worker => Setting { workers, etcd: false, rank: 8 },
-            Self::Transfer => Setting { workers: 2, etcd: false, rank: rank_for(state_mb) },
-            Self::Coordinator | Self::CoordinatorAndEtcd => Setting { workers: 2, etcd: true, rank: 8 },
+            Self::Worker => Setting { workers, etcd: false, rank: 8, strict: true },
+            Self::Transfer => Setting { workers: 2, etcd: false, rank: rank_for(state_mb), strict: false },
+            Self::Coordinator | Self::CoordinatorAndEtcd => Setting { workers: 2, etcd: true, rank: 8, strict: true },
         }
     }
 
