@@ -45,7 +45,7 @@ impl State {
         let (Some(first), Some(last)) = (times.iter().min(), times.iter().max()) else { return false };
         let gather = self.settings.gather;
         let all = times.len() == joiners.len();
-        (all && times.len() == room) || (all && now >= *last + gather) || now >= *first + gather * GATHER_LIMIT
+        (all && (times.len() == room || now >= *last + gather)) || now >= *first + gather * GATHER_LIMIT
     }
 
     /// Whoever is left gets ready for the first job that may need it one day.

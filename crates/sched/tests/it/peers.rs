@@ -8,7 +8,7 @@
 //! | torchft `test_quorum_shrink_only`, `test_lighthouse_join_during_shrink` | [`quorum_shrink_only_and_join_during_shrink`] |
 //! | torchft `test_quorum_split_brain` | [`quorum_split_brain`] |
 //! | torchft `test_quorum_changed`, commit failures | [`quorum_changed`] |
-//! | torchft `test_lighthouse_e2e`, `manager_integ` | real processes: not here |
+//! | torchft `test_lighthouse_e2e`, `manager_integ` | real processes: `torchft::*` of `tests/e2e` |
 //! | Psyche: join in training, replace a node, shutdown in warm-up | [`psyche_join_replace_and_shutdown_in_warmup`] |
 //! | Determined: master restart while queued, stopping | [`determined_master_restart_queued_and_stopping`] |
 

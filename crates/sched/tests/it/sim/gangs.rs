@@ -134,10 +134,9 @@ impl Sim {
         digests.dedup();
         assert_eq!(digests.len(), 1, "ranks-agree-on-digest: {part:?}");
         let last = self.workers[ranks[0]].held.get(&part.job).and_then(|held| held.last()).filter(|held| held.agreed);
-        if let Some(commit) = last.map(|held| self.commit(part, held)) {
-            if let Some(work) = &mut self.workers[ranks[0]].work {
-                work.unsent.push(commit);
-            }
+        let commit = last.map(|held| self.commit(part, held));
+        if let Some(work) = &mut self.workers[ranks[0]].work {
+            work.unsent.extend(commit);
         }
         if breaks {
             ranks.iter().for_each(|index| self.give_up(*index, "the collective broke", Vec::new()));
