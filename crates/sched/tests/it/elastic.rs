@@ -69,7 +69,7 @@ fn a_preparation_that_can_never_work_ends_the_job_but_not_one_that_trains() {
     bench.submit("j", needs(1, 1));
     bench.join("a", 1);
     let part = Part { job: key("j"), fence: Fence::default() };
-    let report = Report::Failed { failure: failure("PL0201"), permanent: true, suspects: vec![] };
+    let report = Report::Unprepared { failure: failure("PL0201"), permanent: true, suspects: vec![] };
     bench.apply(Event::Reported { worker: worker("a", 1), part, report: report.clone() });
     assert_eq!(bench.state_of("j").0, JobState::Failed);
 
