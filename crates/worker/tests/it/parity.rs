@@ -60,7 +60,7 @@ fn what_is_outside_or_unreadable_is_told_by_the_exit_code_and_the_others_still_r
     let (code, out, err) = parity(&[&unknown, &module, &folder.path().join("nowhere"), &fixture("bert-lora")]);
     assert_eq!(code, 2, "{out}{err}");
     assert!(out.contains("1 of 4 within tolerance, 3 not read"), "{out}");
-    assert!(err.contains("logits_rel") && err.contains("snnk") && err.contains("nowhere"), "{err}");
+    assert!(err.contains("logits_rel") && err.contains("`page`") && err.contains("nowhere"), "{err}");
 }
 
 #[test]
