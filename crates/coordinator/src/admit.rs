@@ -78,8 +78,8 @@ fn plan(job: &Job, local: bool) -> Result<Option<JobPlan>> {
     let remote = path.contains("://") && !path.starts_with("file://");
     let folder = Path::new(path.strip_prefix("file://").unwrap_or(path));
     if remote || !(local || folder.exists()) {
-        for (index, task) in job.spec.tasks.iter().enumerate() {
-            parse_adapter(index, task)?;
+        for index in 0..job.spec.tasks.len() {
+            parse_adapter(job, index)?;
         }
         return Ok(None);
     }

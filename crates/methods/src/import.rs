@@ -9,6 +9,7 @@ use pleach_nn::{HeadKind, HeadOptions, SiteId, TensorFile};
 use serde_json::{Map, Value};
 
 use crate::adapter::AdapterConfig;
+use crate::around::INNER;
 use crate::card::MethodKind;
 use crate::plan::{Keep, Plan};
 use crate::registry::{Method, find, methods};
@@ -65,8 +66,14 @@ pub fn fuzz_adapter_config(data: &[u8]) -> Result<Arc<dyn AdapterConfig>> {
     Ok(method_of(&map)?.import(&map)?.into())
 }
 
-fn method_of(map: &Map<String, Value>) -> Result<&'static dyn Method> {
+pub(crate) fn method_of(map: &Map<String, Value>) -> Result<&'static dyn Method> {
     if let Some(name) = map.get("pleach_method").and_then(Value::as_str) {
+        // What stands around an adapter is told from one by what it holds.
+        let wrapped = map.get(INNER).is_some_and(Value::is_object);
+        let around = methods().find(|method| method.card().kind != MethodKind::Adapter && method.card().name == name);
+        if let Some(method) = around.filter(|_| wrapped) {
+            return Ok(method);
+        }
         return find(MethodKind::Adapter, name).map_err(|error| error.at("adapter_config.json"));
     }
     let missing = || code::ADAPTER_FORMAT.error("adapter_config.json: peft_type is missing");

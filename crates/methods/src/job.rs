@@ -61,14 +61,23 @@ pub fn precision(job: &Job) -> Precision {
     }
 }
 
-/// Types the `adapter` section of the task with this number.
+/// Types the `adapter` section of a task, and what the job puts around it: its compression, and around that its strategy.
 ///
 /// # Errors
 /// `METHOD_UNKNOWN`, `UNKNOWN_KEY` or `METHOD_CONFIG`, with the place in the job file.
-pub fn parse_adapter(index: usize, task: &TaskSpec) -> Result<Box<dyn AdapterConfig>> {
-    let at = section(index);
-    let method = find(MethodKind::Adapter, &task.adapter.method).map_err(|error| error.at(format!("{at}.method")))?;
-    method.parse(&task.adapter.options, &at)
+pub fn parse_adapter(job: &Job, index: usize) -> Result<Box<dyn AdapterConfig>> {
+    let (at, section) = (section(index), &job.spec.tasks[index].adapter);
+    let method = find(MethodKind::Adapter, &section.method).map_err(|error| error.at(format!("{at}.method")))?;
+    let mut config = method.parse(&section.options, &at)?;
+    let around = [(MethodKind::Compress, &job.spec.compress), (MethodKind::Strategy, &job.spec.strategy)];
+    for (kind, section) in around.into_iter().filter_map(|(kind, section)| Some((kind, section.as_ref()?))) {
+        let at = format!("spec.{kind}");
+        let method = find(kind, &section.method).map_err(|error| error.at(format!("{at}.method")))?;
+        if let Some(around) = method.around(&section.options, &at)? {
+            config = around.wrap(config).map_err(|error| under(&error, &at))?;
+        }
+    }
+    Ok(config)
 }
 
 fn section(index: usize) -> String {
@@ -157,19 +166,15 @@ impl JobPlan {
 /// sections of kinds that have no methods yet.
 pub fn plan_job(job: &Job, model: &dyn BackboneConfig) -> Result<JobPlan> {
     let spec = &job.spec;
-    let sections: [(MethodKind, Option<&Section>); 4] = [
-        (MethodKind::Router, spec.router.as_ref()),
-        (MethodKind::Strategy, spec.strategy.as_ref()),
-        (MethodKind::Attention, spec.attention.as_ref()),
-        (MethodKind::Compress, spec.compress.as_ref()),
-    ];
+    let sections: [(MethodKind, Option<&Section>); 2] =
+        [(MethodKind::Router, spec.router.as_ref()), (MethodKind::Attention, spec.attention.as_ref())];
     for (kind, section) in sections {
         if let Some(section) = section {
             find(kind, &section.method).map_err(|error| error.at(format!("spec.{kind}.method")))?;
         }
     }
     let tasks: Vec<TaskPlan> =
-        spec.tasks.iter().enumerate().map(|(index, task)| plan_task(index, task, model)).collect::<Result<_>>()?;
+        spec.tasks.iter().enumerate().map(|(index, task)| plan_task(job, index, task, model)).collect::<Result<_>>()?;
     let frozen = model.num_params();
     let width = match precision(job) {
         Precision::Fp32 => 4,
@@ -180,8 +185,8 @@ pub fn plan_job(job: &Job, model: &dyn BackboneConfig) -> Result<JobPlan> {
     Ok(JobPlan { class: model.info().class.clone(), frozen, frozen_bytes: frozen * width, memory, tasks })
 }
 
-fn plan_task(index: usize, task: &TaskSpec, model: &dyn BackboneConfig) -> Result<TaskPlan> {
-    let config = parse_adapter(index, task)?;
+fn plan_task(job: &Job, index: usize, task: &TaskSpec, model: &dyn BackboneConfig) -> Result<TaskPlan> {
+    let config = parse_adapter(job, index)?;
     let here = |error| under(&error, &section(index));
     let plan = config.plan(model).map_err(here)?;
     every_target_matches(&task.adapter.options, model.sites()).map_err(here)?;

@@ -6,7 +6,9 @@
 
 pub mod adapter;
 pub mod adapterhub;
+mod around;
 mod card;
+pub mod compress;
 mod explain;
 pub mod files;
 mod import;
@@ -20,8 +22,10 @@ mod plan;
 #[cfg(feature = "torch")]
 pub mod reference;
 mod registry;
+pub mod strategy;
 
-pub use adapter::{AdapterConfig, Export, HasCard, Options, StepInfo, Virtual};
+pub use adapter::{AdapterConfig, Export, HasCard, Options, Passes, StepInfo, Virtual};
+pub use around::{Around, AroundOptions};
 pub use card::{Card, Invalid, MethodKind, Status, Sync};
 pub use explain::{Field, explain, fields};
 pub use import::{Imported, first_name, fuzz_adapter_config, import};
@@ -33,4 +37,4 @@ pub use plan::{Keep, Plan, PlannedTensor};
 pub use registry::{Method, find, kinds, methods, schemas};
 
 #[cfg(feature = "torch")]
-pub use adapter::{Adapter, Hooks, Parts, Room, SiteMethod};
+pub use adapter::{Adapter, Hooks, Parts, Room, SiteMethod, symmetric_kl};

@@ -6,7 +6,9 @@ use schemars::Schema;
 use serde_json::{Map, Value};
 
 use crate::adapter::{self, AdapterConfig};
+use crate::around::Around;
 use crate::card::{Card, MethodKind};
+use crate::{compress, strategy};
 
 /// A method: its card, its options, and the way from options to a configuration.
 pub trait Method: std::marker::Sync {
@@ -19,11 +21,20 @@ pub trait Method: std::marker::Sync {
     /// JSON schema of its options.
     fn schema(&self) -> Schema;
 
-    /// Types the options of a job file. `at` is the place of the section, for errors.
+    /// Types the options of a job file. `at` is the place of the section, for errors. A method that stands around
+    /// adapters does so here around the one of its tests.
     ///
     /// # Errors
     /// `UNKNOWN_KEY` with the nearest option, `METHOD_CONFIG` naming the option and what is wrong with it.
     fn parse(&self, options: &Map<String, Value>, at: &str) -> Result<Box<dyn AdapterConfig>>;
+
+    /// The same of a method that stands around adapters; `None` for all others, adapters among them.
+    ///
+    /// # Errors
+    /// As [`Method::parse`].
+    fn around(&self, _options: &Map<String, Value>, _at: &str) -> Result<Option<Box<dyn Around>>> {
+        Ok(None)
+    }
 
     /// Types an `adapter_config.json`: the same options, beside fields that say nothing about the method.
     ///
@@ -38,10 +49,14 @@ pub trait Method: std::marker::Sync {
     fn made_new(&self, config: &Map<String, Value>) -> Result<Box<dyn AdapterConfig>>;
 }
 
-/// The kinds that have members, in the order in which they are listed.
+/// The kinds, in the order in which they are listed.
 #[must_use]
 pub fn kinds() -> &'static [(MethodKind, &'static [&'static dyn Method])] {
-    static KINDS: &[(MethodKind, &[&dyn Method])] = &[(MethodKind::Adapter, adapter::METHODS)];
+    static KINDS: &[(MethodKind, &[&dyn Method])] = &[
+        (MethodKind::Adapter, adapter::METHODS),
+        (MethodKind::Strategy, strategy::METHODS),
+        (MethodKind::Compress, compress::METHODS),
+    ];
     KINDS
 }
 

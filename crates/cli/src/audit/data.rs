@@ -30,7 +30,7 @@ pub(super) fn open(job: &Job, index: usize, task: &TaskSpec) -> Result<Rows> {
     let here = |error: Error| error.at("spec.backbone.path");
     let model =
         pleach_nn::configure(&ModelDir::config_only(folder).map_err(here)?, &head_options(job)?).map_err(here)?;
-    let (info, front) = (model.info(), parse_adapter(index, task)?.virtual_tokens());
+    let (info, front) = (model.info(), parse_adapter(job, index)?.virtual_tokens());
     let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let limits = Limits {
         vocab_size: small(info.vocab_size),

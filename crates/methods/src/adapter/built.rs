@@ -200,6 +200,24 @@ impl Adapter {
         self.config.after_step(&self.parts(), step)
     }
 
+    /// What it does to its gradients before a step: see [`AdapterConfig::before_update`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn before_update(&self, step: StepInfo) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        self.config.before_update(&self.parts(), step)
+    }
+
+    /// What it does at the end of a phase: see [`AdapterConfig::end_phase`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn end_phase(&self, step: StepInfo) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        self.config.end_phase(&self.parts(), step)
+    }
+
     /// The tensors of `adapter_model.safetensors`.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ mod built;
 pub mod common;
 pub mod compose;
 mod prelude;
+mod program;
 mod prompting;
 #[cfg(feature = "torch")]
 mod room;
@@ -27,6 +28,9 @@ use serde_json::{Map, Value};
 
 #[cfg(feature = "torch")]
 pub use built::{Adapter, Hooks, Parts, SiteMethod};
+#[cfg(feature = "torch")]
+pub use program::symmetric_kl;
+pub use program::{Passes, StepInfo};
 #[cfg(feature = "torch")]
 pub use room::Room;
 
@@ -112,15 +116,6 @@ pub struct Virtual {
     pub prefix: usize,
 }
 
-/// When [`AdapterConfig::after_step`] is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StepInfo {
-    /// Optimiser steps done, this one included.
-    pub step: u64,
-    /// Steps of the whole task.
-    pub total: u64,
-}
-
 /// What an `adapter_config.json` says beside the method's own fields.
 #[derive(Clone, Debug)]
 pub struct Export<'a> {
@@ -170,6 +165,33 @@ pub trait AdapterConfig: HasCard + Debug + Send + std::marker::Sync {
         1.0
     }
 
+    /// Lengths in steps of the parts of a training of `total` steps, which they add up to. Each part begins with a new
+    /// optimiser and at the start of the schedule.
+    fn phases(&self, total: u64) -> Vec<u64> {
+        vec![total]
+    }
+
+    /// Whether some updates leave some tensors alone: then [`AdapterConfig::updates`] is asked, and every tensor counts
+    /// its own updates.
+    fn partial(&self) -> bool {
+        false
+    }
+
+    /// Whether the update of a step moves a tensor: if not there is no decay, its moments stay, nothing is counted.
+    fn updates(&self, _tensor: &PlannedTensor, _step: StepInfo) -> bool {
+        true
+    }
+
+    /// Whether [`AdapterConfig::before_update`] is to be called.
+    fn shapes_gradients(&self) -> bool {
+        false
+    }
+
+    /// The forward passes of a training batch.
+    fn passes(&self) -> Passes {
+        Passes::default()
+    }
+
     /// The hooks over these tensors, which are the plan's.
     ///
     /// # Errors
@@ -205,6 +227,26 @@ pub trait AdapterConfig: HasCard + Debug + Send + std::marker::Sync {
     /// `INTERNAL` when a planned tensor is not there.
     #[cfg(feature = "torch")]
     fn after_step(&self, _parts: &Parts<'_>, _step: StepInfo) -> Result<()> {
+        Ok(())
+    }
+
+    /// Changes the reduced gradients, which lie on the parameters and are the same on all ranks, in place before they
+    /// are clipped. Called where [`AdapterConfig::shapes_gradients`] says so.
+    ///
+    /// # Errors
+    /// `INTERNAL` when a planned tensor is not there.
+    #[cfg(feature = "torch")]
+    fn before_update(&self, _parts: &Parts<'_>, _step: StepInfo) -> Result<()> {
+        Ok(())
+    }
+
+    /// What the method does to its tensors, in place, when the last step of a phase is done, whether that step was
+    /// skipped or not.
+    ///
+    /// # Errors
+    /// `INTERNAL` when a planned tensor is not there.
+    #[cfg(feature = "torch")]
+    fn end_phase(&self, _parts: &Parts<'_>, _step: StepInfo) -> Result<()> {
         Ok(())
     }
 
@@ -248,7 +290,7 @@ impl<C: Options> Typed<C> {
 }
 
 /// Fields of `adapter_config.json` that say nothing about the method's options.
-const ABOUT: &[&str] = &[
+pub(crate) const ABOUT: &[&str] = &[
     "peft_type",
     "pleach_method",
     "peft_version",

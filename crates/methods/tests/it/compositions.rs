@@ -177,7 +177,7 @@ fn fused_adapters_rest_and_their_attention_learns() {
         leaf.detach().copy_(&Tensor::eye(leaf.size()[0], (Kind::Float, leaf.device())));
     }
     assert!(adapter.regulariser().unwrap().double_value(&[]) < 1e-12);
-    adapter.after_step(StepInfo { step: 1, total: 2 }).unwrap();
+    adapter.after_step(StepInfo::new(1, 2, &[2])).unwrap();
 }
 
 #[test]

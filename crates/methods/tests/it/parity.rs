@@ -179,7 +179,7 @@ impl AdamW {
             let _ = leaf.grad().g_mul_scalar_(clip);
         }
         if self.allocates {
-            adapter.after_step(StepInfo { step: self.steps as u64, total: STEPS }).unwrap();
+            adapter.after_step(StepInfo::new(self.steps as u64, STEPS, &[STEPS])).unwrap();
         }
         adapter.params().zero_grads();
         norm

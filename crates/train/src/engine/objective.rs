@@ -135,6 +135,23 @@ impl Objective {
         }
     }
 
+    /// The predictions that the loss counts, `[n, classes]`.
+    ///
+    /// # Errors
+    /// As [`Objective::terms`], also for objectives whose rows see each other.
+    pub(crate) fn predictions(self, output: &Output, targets: &Tensor) -> Result<Tensor> {
+        let (logits, labels) = match (self, output) {
+            (Self::CausalLm, Output::Tokens(logits)) => language::shift(logits, targets),
+            (Self::Classification, Output::Classes(logits))
+            | (Self::Seq2SeqLm | Self::MaskedLm | Self::TokenClassification, Output::Tokens(logits)) => {
+                (logits.reshape([-1, logits.size()[logits.dim() - 1]]), targets.reshape([-1]))
+            }
+            _ => return Err(wrong_head(self)),
+        };
+        let counted = labels.not_equal(IGNORE).nonzero().squeeze_dim(1);
+        Ok(logits.index_select(0, &counted))
+    }
+
     /// How many predictions of one micro-batch are right.
     ///
     /// # Errors

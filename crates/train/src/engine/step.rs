@@ -10,6 +10,7 @@ use std::time::Duration;
 use pleach_base::{Result, SharedClock};
 use pleach_comm::{Collective, ReduceOp, strict_sum};
 use pleach_data::Batch;
+use pleach_methods::{Passes, symmetric_kl};
 use pleach_nn::{Backbone, Output};
 use pleach_spec::job::Determinism;
 use sha2::{Digest as _, Sha256};
@@ -20,7 +21,7 @@ use super::blockwise;
 use super::objective::{Objective, wrong_head};
 use super::pass::{Mode, PassInput, forward};
 use super::task::{Pending, Task};
-use crate::loss::{self, Counts, contrastive};
+use crate::loss::{self, Counts, Term, contrastive};
 use crate::observer::Observer;
 use crate::phase::Phase;
 use crate::{agree, clip, lanes};
@@ -150,6 +151,7 @@ fn row_by_row(
     broken: &mut Vec<u64>,
 ) -> Result<Vec<Computed>> {
     let mode = Mode { train: true, step: task.step, pass: 0 };
+    let passes = task.setup.adapter.config().passes();
     let mut computed = Vec::with_capacity(units.len());
     for unit in units {
         let mut sum = 0.0;
@@ -157,13 +159,24 @@ fn row_by_row(
             machine.observer.progress();
             agree::alive(machine.group)?;
             let Some(targets) = &micro.targets else { continue };
-            backward(machine, task, &micro.passes[0], mode, &mut |output| {
-                let terms = objective.terms(output, targets)?;
-                let value: f64 = terms.iter().map(|term| term.sum.double_value(&[])).sum();
+            let mut note = |terms: &[Term]| {
+                let value: f64 = terms.iter().map(|term| term.coefficient * term.sum.double_value(&[])).sum();
                 if !value.is_finite() {
                     broken.extend(&micro.samples);
                 }
                 sum += value;
+            };
+            if passes.weights.len() > 1 {
+                let terms = several(machine, task, objective, &micro.passes[0], targets, &passes)?;
+                note(&terms);
+                if let Some(total) = loss::total(&terms, denominators).filter(Tensor::requires_grad) {
+                    total.backward();
+                }
+                continue;
+            }
+            backward(machine, task, &micro.passes[0], mode, &mut |output| {
+                let terms = objective.terms(output, targets)?;
+                note(&terms);
                 Ok(loss::total(&terms, denominators))
             })?;
         }
@@ -172,6 +185,37 @@ fn row_by_row(
         computed.push(Computed { number: unit.number, grads, sum });
     }
     Ok(computed)
+}
+
+/// The terms of several passes over the same rows, and of what binds the first two. The graphs of all passes live at once,
+/// whatever the task wants of its memory.
+fn several(
+    machine: &Machine<'_>,
+    task: &Task,
+    objective: Objective,
+    input: &PassInput,
+    targets: &Tensor,
+    passes: &Passes,
+) -> Result<Vec<Term>> {
+    let (mut terms, mut predictions) = (Vec::new(), Vec::new());
+    for (pass, weight) in passes.weights.iter().enumerate() {
+        let mode = Mode { train: true, step: task.step, pass: pass as u32 };
+        let output = forward(machine.model, &task.setup.adapter, input, mode);
+        terms.extend(
+            objective
+                .terms(&output, targets)?
+                .into_iter()
+                .map(|term| Term { coefficient: term.coefficient * weight, ..term }),
+        );
+        if passes.symmetric_kl != 0.0 && pass < 2 {
+            predictions.push(objective.predictions(&output, targets)?.to_kind(Kind::Float));
+        }
+    }
+    if let [first, second] = predictions.as_slice() {
+        let sum = symmetric_kl(first, second).sum(Kind::Float);
+        terms.push(Term { name: objective.term(), sum, coefficient: passes.symmetric_kl });
+    }
+    Ok(terms)
 }
 
 /// Forward, and backward from what `scalar` makes of the output; block by block if the task wants that.

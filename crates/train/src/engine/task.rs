@@ -1,7 +1,9 @@
 //! One task inside the engine: its adapter, optimiser, place in its schedule, and the step under way.
 
+use std::borrow::Cow;
+
 use pleach_base::{Result, TaskName, code};
-use pleach_methods::{Adapter, Keep, PlannedTensor};
+use pleach_methods::{Adapter, Keep, PlannedTensor, StepInfo};
 use pleach_nn::Backbone;
 use pleach_spec::job::{Determinism, NonFinite, OptimizerSpec, ScheduleSpec};
 use serde_json::Value;
@@ -72,6 +74,8 @@ pub(crate) struct Task {
     pub(super) optimizer: Box<dyn Optimizer>,
     /// Learning rates over the flat buffer.
     pub(super) spans: Vec<Span>,
+    /// Lengths of the phases of its training.
+    phases: Vec<u64>,
     pub(super) gate: Gatekeeper,
     /// Steps done, skipped ones included.
     pub(super) step: u64,
@@ -92,16 +96,19 @@ impl Task {
         let params = setup.adapter.params();
         let layout = FlatLayout::new(params.iter().map(|(name, leaf)| (name.to_owned(), leaf.size())).collect());
         let flat = params.flatten();
-        let optimizer = optim::build(&setup.optimizer, layout.numel(), flat.device());
+        let partial = setup.adapter.config().partial();
+        let optimizer = optim::build(&setup.optimizer, layout.numel(), flat.device(), partial);
         let gate = Gatekeeper::new(&layout, &flat);
         let (plan, config) = (setup.adapter.plan(), setup.adapter.config());
         let spans = Span::of(plan.trained().map(|tensor| (tensor.numel() as i64, config.lr_scale(tensor))));
+        let phases = config.phases(setup.total_steps);
         let (step, skipped, pending) = (0, 0, None);
         let mut task = Self {
             setup,
             layout,
             optimizer,
             spans,
+            phases,
             gate,
             step,
             skipped,
@@ -129,6 +136,11 @@ impl Task {
         let adapter = &self.setup.adapter;
         let states = adapter.plan().tensors.iter().filter(|tensor| tensor.keep == Keep::State);
         states.filter_map(|tensor| Some((tensor, adapter.kept().get(&tensor.name)?)))
+    }
+
+    /// The gradients that lie on the leaves, in one buffer `[n]`.
+    pub(super) fn lent_grads(&self) -> Tensor {
+        self.setup.adapter.params().flatten_grads()
     }
 
     /// Puts a reduced gradient `[n]` back onto the leaves, for the method to see.
@@ -160,7 +172,27 @@ impl Task {
 
     /// The rate of the next update.
     pub(super) fn learning_rate(&self) -> f64 {
-        self.setup.optimizer.lr * schedule::factor(&self.setup.schedule, self.step, self.setup.total_steps)
+        let next = self.next();
+        self.setup.optimizer.lr * schedule::factor(&self.setup.schedule, next.phase_step - 1, next.phase_total)
+    }
+
+    /// The step that is made next.
+    pub(super) fn next(&self) -> StepInfo {
+        StepInfo::new(self.step + 1, self.setup.total_steps, &self.phases)
+    }
+
+    /// The flat buffer as the next update takes it.
+    pub(super) fn spans(&self) -> Cow<'_, [Span]> {
+        let (plan, config) = (self.setup.adapter.plan(), self.setup.adapter.config());
+        if !config.partial() {
+            return Cow::Borrowed(&self.spans);
+        }
+        let next = self.next();
+        Cow::Owned(Span::join(plan.trained().map(|tensor| Span {
+            length: tensor.numel() as i64,
+            scale: config.lr_scale(tensor),
+            moves: config.updates(tensor, next),
+        })))
     }
 
     /// The gradients of all leaves `[n]`, which are zero afterwards.

@@ -2,7 +2,6 @@
 
 use pleach_base::{Error, Result, code};
 use pleach_comm::Collective;
-use pleach_methods::StepInfo;
 use pleach_spec::job::NonFinite;
 
 use super::task::{Pending, Task};
@@ -68,6 +67,7 @@ pub(super) fn optim_step(group: &dyn Collective, task: &mut Task, word: Word) ->
     } else {
         apply(task, &mut pending, learning_rate)?
     };
+    end_phase(task)?;
     task.step += 1;
     task.state_digest = task.digest()?;
     (task.whole, task.loss) = (true, pending.loss);
@@ -91,18 +91,38 @@ pub(super) fn optim_step(group: &dyn Collective, task: &mut Task, word: Word) ->
 
 /// Clips, updates, and returns the norm before clipping.
 fn apply(task: &mut Task, pending: &mut Pending, learning_rate: f64) -> Result<f64> {
+    let next = task.next();
+    if task.setup.own_steps && task.setup.adapter.config().shapes_gradients() {
+        task.lend_grads(&pending.grads);
+        task.setup.adapter.before_update(next)?;
+        pending.grads = task.lent_grads();
+        task.setup.adapter.params().zero_grads();
+    }
     let norm = clip::clip(&mut pending.grads, task.setup.max_grad_norm);
     task.gate.note(&task.layout, &pending.grads, learning_rate);
+    let spans = task.spans().into_owned();
     let params = task.setup.adapter.params();
     let mut flat = params.flatten();
-    task.optimizer.step(&mut flat, &pending.grads, learning_rate, &task.spans);
+    task.optimizer.step(&mut flat, &pending.grads, learning_rate, &spans);
     params.unflatten(&flat)?;
     if task.setup.own_steps {
         task.lend_grads(&pending.grads);
-        task.setup.adapter.after_step(StepInfo { step: task.step + 1, total: task.setup.total_steps })?;
+        task.setup.adapter.after_step(next)?;
         params.zero_grads();
     }
     Ok(norm)
+}
+
+/// What follows the last step of a phase: the method's own part, and an optimiser that knows nothing.
+fn end_phase(task: &mut Task) -> Result<()> {
+    let done = task.next();
+    if !done.ends_phase() {
+        return Ok(());
+    }
+    if done.step < done.total {
+        task.optimizer.reset();
+    }
+    if task.setup.own_steps { task.setup.adapter.end_phase(done) } else { Ok(()) }
 }
 
 fn not_finite(task: &Task, samples: &[u64]) -> Error {

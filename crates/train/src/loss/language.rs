@@ -23,7 +23,7 @@ pub fn correct(logits: &Tensor, labels: &Tensor) -> f64 {
 }
 
 /// Predictions `[n, vocabulary]` and their targets `[n]`.
-fn shift(logits: &Tensor, labels: &Tensor) -> (Tensor, Tensor) {
+pub(crate) fn shift(logits: &Tensor, labels: &Tensor) -> (Tensor, Tensor) {
     let vocabulary = logits.size()[logits.dim() - 1];
     let length = labels.size()[labels.dim() - 1];
     let predictions = logits.narrow(-2, 0, length - 1).reshape([-1, vocabulary]);

@@ -11,6 +11,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Optimizer, Span, cut, restore_moment};
 
+/// Name of the counts among the moments.
+const COUNTS: &str = "updates_of_each";
+
 /// Adam with decoupled weight decay on every parameter.
 #[derive(Debug)]
 pub struct AdamW {
@@ -20,6 +23,8 @@ pub struct AdamW {
     updates: u64,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
+    /// Updates of each parameter, where some updates leave some alone.
+    counts: Option<Tensor>,
 }
 
 impl AdamW {
@@ -34,8 +39,21 @@ impl AdamW {
             updates: 0,
             exp_avg: zeros(),
             exp_avg_sq: zeros(),
+            counts: None,
         }
     }
+
+    /// The same where some updates leave some parameters alone: each has its own bias correction.
+    #[must_use]
+    pub fn partial(spec: &OptimizerSpec, n: i64, device: Device) -> Self {
+        Self { counts: Some(Tensor::zeros([n], (Kind::Float, device))), ..Self::new(spec, n, device) }
+    }
+}
+
+/// What the moments are divided with.
+struct Corrections {
+    first: f64,
+    root_second: f64,
 }
 
 impl Optimizer for AdamW {
@@ -48,10 +66,11 @@ impl Optimizer for AdamW {
             self.exp_avg_sq = self.exp_avg_sq.to_kind(params.kind());
         }
         let t = self.updates as f64;
-        let correction = (1.0 - beta2.powf(t)).sqrt();
+        let alike = Corrections { first: 1.0 - beta1.powf(t), root_second: (1.0 - beta2.powf(t)).sqrt() };
+        let counts = self.counts.as_ref().unwrap_or(&self.exp_avg).shallow_clone();
         tch::no_grad(|| {
-            for ([mut params, grads, mut first, mut second], scale) in
-                cut(spans, [params, grads, &self.exp_avg, &self.exp_avg_sq])
+            for ([mut params, grads, mut first, mut second, mut counts], scale) in
+                cut(spans, [params, grads, &self.exp_avg, &self.exp_avg_sq, &counts])
             {
                 let lr = lr * scale;
                 if self.weight_decay != 0.0 {
@@ -61,12 +80,28 @@ impl Optimizer for AdamW {
                 // `addcmul` computes (value * a) * b; the binding has no `value`: the product is spelt out in that order.
                 let squared = (&grads * (1.0 - beta2)) * &grads;
                 let _ = second.g_mul_scalar_(beta2).g_add_(&squared);
-                let step_size = lr / (1.0 - beta1.powf(t));
-                let denominator = (second.sqrt() / correction).g_add_scalar_(self.eps);
                 // Likewise `addcdiv` computes (value * a) / b.
-                let _ = params.g_add_(&((first * -step_size) / denominator));
+                let step = if self.counts.is_some() {
+                    let counts = counts.g_add_scalar_(1.0).to_kind(Kind::Double);
+                    let one_minus = |beta: f64| -> Tensor { 1.0 - Tensor::from(beta).pow(&counts) };
+                    let rounded = |tensor: &Tensor| tensor.to_kind(params.kind());
+                    let denominator = (second.sqrt() / rounded(&one_minus(beta2).sqrt())).g_add_scalar_(self.eps);
+                    first * rounded(&(one_minus(beta1).reciprocal() * -lr)) / denominator
+                } else {
+                    let denominator = (second.sqrt() / alike.root_second).g_add_scalar_(self.eps);
+                    (first * -(lr / alike.first)) / denominator
+                };
+                let _ = params.g_add_(&step);
             }
         });
+    }
+
+    fn reset(&mut self) {
+        self.updates = 0;
+        for moment in [Some(&mut self.exp_avg), Some(&mut self.exp_avg_sq), self.counts.as_mut()].into_iter().flatten()
+        {
+            let _ = moment.zero_();
+        }
     }
 
     fn updates(&self) -> u64 {
@@ -74,12 +109,20 @@ impl Optimizer for AdamW {
     }
 
     fn moments(&self) -> BTreeMap<&'static str, Tensor> {
-        BTreeMap::from([("exp_avg", self.exp_avg.shallow_clone()), ("exp_avg_sq", self.exp_avg_sq.shallow_clone())])
+        let mut all = BTreeMap::from([
+            ("exp_avg", self.exp_avg.shallow_clone()),
+            ("exp_avg_sq", self.exp_avg_sq.shallow_clone()),
+        ]);
+        all.extend(self.counts.iter().map(|counts| (COUNTS, counts.shallow_clone())));
+        all
     }
 
     fn restore(&mut self, updates: u64, moments: &BTreeMap<String, Tensor>) -> Result<()> {
         restore_moment(&mut self.exp_avg, "exp_avg", moments)?;
         restore_moment(&mut self.exp_avg_sq, "exp_avg_sq", moments)?;
+        if let Some(counts) = &mut self.counts {
+            restore_moment(counts, COUNTS, moments)?;
+        }
         self.updates = updates;
         Ok(())
     }
@@ -90,7 +133,42 @@ mod tests {
     use super::*;
 
     fn whole_span(length: i64) -> [Span; 1] {
-        [Span { length, scale: 1.0 }]
+        [Span { length, scale: 1.0, moves: true }]
+    }
+
+    /// A span that begins to move later, or pauses, is an optimiser of its own that was not called meanwhile.
+    #[test]
+    fn a_span_that_is_left_alone_counts_its_own_updates() {
+        let spec = OptimizerSpec { weight_decay: 0.1, ..OptimizerSpec::default() };
+        let (grads, start) = (Tensor::from_slice(&[0.3f32, -0.7, 0.2]), Tensor::from_slice(&[1.0f32, 2.0, 3.0]));
+        let mut together = AdamW::partial(&spec, 3, Device::Cpu);
+        let (mut first, mut rest) = (AdamW::new(&spec, 1, Device::Cpu), AdamW::new(&spec, 2, Device::Cpu));
+        let (mut all, mut a, mut b) = (start.copy(), start.narrow(0, 0, 1).copy(), start.narrow(0, 1, 2).copy());
+        for (moves_a, moves_b) in [(true, false), (true, true), (false, true), (true, true)] {
+            let spans =
+                [Span { length: 1, scale: 1.0, moves: moves_a }, Span { length: 2, scale: 1.0, moves: moves_b }];
+            together.step(&mut all, &grads, 0.01, &spans);
+            if moves_a {
+                first.step(&mut a, &grads.narrow(0, 0, 1), 0.01, &whole_span(1));
+            }
+            if moves_b {
+                rest.step(&mut b, &grads.narrow(0, 1, 2), 0.01, &whole_span(2));
+            }
+        }
+        assert!(all.equal(&Tensor::cat(&[a, b], 0)));
+    }
+
+    #[test]
+    fn a_reset_optimiser_is_a_new_one() {
+        let grads = Tensor::from_slice(&[0.3f32, -0.7]);
+        let spec = OptimizerSpec::default();
+        let (mut used, mut new) = (AdamW::partial(&spec, 2, Device::Cpu), AdamW::partial(&spec, 2, Device::Cpu));
+        used.step(&mut Tensor::from_slice(&[1.0f32, 2.0]), &grads, 0.1, &whole_span(2));
+        used.reset();
+        let (mut a, mut b) = (Tensor::from_slice(&[5.0f32, 6.0]), Tensor::from_slice(&[5.0f32, 6.0]));
+        used.step(&mut a, &grads, 0.1, &whole_span(2));
+        new.step(&mut b, &grads, 0.1, &whole_span(2));
+        assert!(a.equal(&b) && used.updates() == 1);
     }
 
     /// Two tensors with rates of their own are two optimisers side by side.

@@ -31,20 +31,26 @@ impl Sgd {
 impl Optimizer for Sgd {
     fn step(&mut self, params: &mut Tensor, grads: &Tensor, lr: f64, spans: &[Span]) {
         tch::no_grad(|| {
-            let mut direction = grads.shallow_clone();
-            if self.weight_decay != 0.0 {
-                direction = grads + &*params * self.weight_decay;
-            }
-            if let Some(buffer) = &mut self.buffer {
-                // The buffer is zero before the first update, so this is also PyTorch's "first gradient as it is".
-                let _ = buffer.g_mul_scalar_(self.momentum).g_add_(&direction);
-                direction = buffer.shallow_clone();
-            }
-            for ([mut params, direction], scale) in cut(spans, [params, &direction]) {
+            // Without momentum nothing is remembered: any tensor stands for the buffer.
+            let buffer = self.buffer.as_ref().unwrap_or(grads).shallow_clone();
+            for ([mut params, grads, mut buffer], scale) in cut(spans, [params, grads, &buffer]) {
+                let mut direction = grads;
+                if self.weight_decay != 0.0 {
+                    direction = &direction + &params * self.weight_decay;
+                }
+                if self.buffer.is_some() {
+                    // The buffer is zero before the first update, so this is also PyTorch's "first gradient as it is".
+                    direction = buffer.g_mul_scalar_(self.momentum).g_add_(&direction);
+                }
                 let _ = params.g_add_(&(direction * -(lr * scale)));
             }
         });
         self.updates += 1;
+    }
+
+    fn reset(&mut self) {
+        self.updates = 0;
+        let _ = self.buffer.as_mut().map(Tensor::zero_);
     }
 
     fn updates(&self) -> u64 {
@@ -78,7 +84,7 @@ mod tests {
         let (mut theta, mut buffer) = (2.0f64, None::<f64>);
         for grad in [1.0f64, -0.5, 0.25] {
             let original = Tensor::from_slice(&[grad as f32]);
-            optimizer.step(&mut params, &original, 0.1, &[Span { length: 1, scale: 1.0 }]);
+            optimizer.step(&mut params, &original, 0.1, &[Span { length: 1, scale: 1.0, moves: true }]);
             assert_eq!(original.double_value(&[0]), grad, "the gradient is not changed");
             let direction = grad + 0.1 * theta;
             let next = buffer.map_or(direction, |b| 0.9 * b + direction);

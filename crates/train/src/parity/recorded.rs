@@ -13,7 +13,7 @@ struct Lent(Box<dyn Optimizer>);
 
 impl Train for Own {
     fn optimizer(&self, spec: &OptimizerSpec, n: i64) -> Box<dyn Update> {
-        Box::new(Lent(optim::build(spec, n, Device::Cpu)))
+        Box::new(Lent(optim::build(spec, n, Device::Cpu, false)))
     }
 }
 

@@ -18,7 +18,7 @@ pub use child::Child;
 pub(crate) use run::{Fuser, Join, after_step, exported, hooks, initial, regulariser};
 
 use super::AdapterConfig;
-use super::Virtual;
+use super::{Passes, Virtual};
 use crate::plan::{Keep, Plan, PlannedTensor};
 
 /// Checks names and options of adapters.
@@ -41,11 +41,22 @@ pub(crate) fn validate(children: &[Child]) -> Result<()> {
         }
         let config = child.config(index)?;
         fronts += usize::from(config.virtual_tokens() != Virtual::default());
+        if child.frozen != Some(true) && sets_the_course(config.as_ref()) {
+            let why = "sets the course of its own training, which adapters of a composition share; set `frozen: true`";
+            return Err(refuse(&format!("adapters[{index}].method"), why));
+        }
     }
     if fronts > 1 {
         return Err(refuse("adapters", "only one of them can put virtual tokens in front"));
     }
     Ok(())
+}
+
+/// Whether a method asks for phases, passes, masks or updates of its own.
+fn sets_the_course(config: &dyn AdapterConfig) -> bool {
+    const STEPS: u64 = 1 << 20;
+    let several = config.phases(STEPS).len() > 1 || config.passes() != Passes::default();
+    several || config.partial() || config.shapes_gradients()
 }
 
 fn refuse(field: &str, why: &str) -> Error {
