@@ -348,7 +348,7 @@ pub(crate) struct Coordinator {
     /// Milliseconds after which a silent worker is lost [default: 10000]
     #[arg(long, value_name = "MS")]
     pub(crate) lease_ttl_ms: Option<u64>,
-    /// Milliseconds that workers train on while no coordinator answers [default: 60000]
+    /// Milliseconds that workers train on while no coordinator answers [default: 75000]
     #[arg(long, value_name = "MS")]
     pub(crate) grace_ms: Option<u64>,
     /// Where callers reach this coordinator; others that stand by send them here [default: http:// and the address of --listen]

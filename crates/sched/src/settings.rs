@@ -13,7 +13,7 @@ pub struct Settings {
     /// A worker that is heard of, but whose training thread made no progress for so long, is lost.
     pub stall_grace: Duration,
     /// A gang that is silent as a whole, or whose leader went away, is left alone for so long; workers stop by themselves
-    /// after it.
+    /// after it. Long enough for an outage of a minute and the way back.
     pub grace: Duration,
     /// After a worker joins, so long is waited for more before a job starts with fewer than its maximum.
     pub settle: Duration,
@@ -56,7 +56,7 @@ impl Default for Settings {
         Self {
             lease_ttl: Duration::from_secs(5),
             stall_grace: Duration::from_secs(180),
-            grace: Duration::from_secs(60),
+            grace: Duration::from_secs(75),
             settle: Duration::from_secs(2),
             prepare_timeout: Duration::from_secs(600),
             retry: Duration::from_millis(500),

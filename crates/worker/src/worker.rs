@@ -29,7 +29,7 @@ use crate::verdict;
 const LAST_REPORTS: Duration = Duration::from_secs(10);
 const LOOK_AROUND: Duration = Duration::from_millis(250);
 /// Training goes on so long without a coordinator that never said how long.
-const GRACE: Duration = Duration::from_secs(60);
+const GRACE: Duration = Duration::from_secs(75);
 /// A worker that wants to leave a gang waits so long for the coordinator to see to it; then it ends the gang itself, with
 /// a checkpoint.
 const LEAVE: Duration = Duration::from_secs(10);

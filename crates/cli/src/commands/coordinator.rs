@@ -68,7 +68,7 @@ fn config(global: &Global, args: Coordinator) -> Result<Config> {
         http: "127.0.0.1:7701".into(),
         state: ".pleach/coordinator.redb".into(),
         lease_ttl_ms: 10_000,
-        grace_ms: 60_000,
+        grace_ms: 75_000,
         advertise: String::new(),
     };
     let flags = Flags {
@@ -124,7 +124,7 @@ mod tests {
         let config = parsed(&["--config", file, "--listen", "127.0.0.1:2", "--http", "off", "--token", "t"]).unwrap();
         assert_eq!(config.grpc_listen, "127.0.0.1:2".parse().unwrap());
         assert_eq!(config.settings.lease_ttl, Duration::from_millis(500));
-        assert_eq!(config.settings.grace, Duration::from_secs(60));
+        assert_eq!(config.settings.grace, Duration::from_secs(75));
         assert_eq!((config.state, config.http_listen), (StateStore::Memory, None));
         assert_eq!(config.token.as_deref(), Some("t"));
     }

@@ -13,17 +13,21 @@ use crate::support::Bench;
 const ROWS: u64 = 64;
 const BATCH: u64 = 8;
 
-/// The unit of time: a tenth of a lease.
-fn unit() -> Duration {
-    Duration::from_millis(if std::env::var_os("PLEACH_FULL_OUTAGES").is_some() { 1000 } else { 100 })
+fn in_full() -> bool {
+    std::env::var_os("PLEACH_FULL_OUTAGES").is_some()
 }
 
-/// Downtimes of 0, 20 and 60 units. Workers may wait for 100, since what they need to find the coordinator again does not shrink
-/// with the unit.
+/// The unit of time: a tenth of a lease.
+fn unit() -> Duration {
+    Duration::from_millis(if in_full() { 1000 } else { 100 })
+}
+
+/// Downtimes of 0, 20 and 60 units. In full, workers wait for as long as they do by default; else for longer, since what
+/// they need to find the coordinator again does not shrink with the unit.
 fn each_downtime(name: &str, run: impl Fn(&mut Cluster<'_>, &Bench, Duration)) {
     for units in [0, 20, 60] {
         let bench = Bench::new();
-        let times = Times { lease: 10 * unit(), grace: 100 * unit() };
+        let times = Times { lease: 10 * unit(), grace: if in_full() { 75 } else { 100 } * unit() };
         let mut cluster = Cluster::new(&bench, &format!("{name}-{units}"), times);
         run(&mut cluster, &bench, units * unit());
     }
