@@ -111,7 +111,7 @@ impl fmt::Display for Fence {
 pub struct WorkerId {
     /// Stable name, such as `worker-0`.
     pub name: String,
-    /// Drawn anew by every process.
+    /// Drawn anew by every process; the later of two processes of one name has the larger one.
     pub incarnation: u64,
 }
 
@@ -125,7 +125,7 @@ impl fmt::Display for WorkerId {
 pub trait IdSource: fmt::Debug + Send + Sync {
     /// A short lower-case identifier that sorts by time of creation.
     fn next_id(&self) -> String;
-    /// A number for an incarnation.
+    /// A number for an incarnation: larger for a later one, as far as clocks agree.
     fn next_u64(&self) -> u64;
 }
 
@@ -161,8 +161,8 @@ impl IdSource for UlidSource {
     }
 
     fn next_u64(&self) -> u64 {
-        let value = self.draw().0;
-        (value as u64) ^ ((value >> 64) as u64)
+        let drawn = self.draw();
+        drawn.timestamp_ms() << 16 | (drawn.random() & 0xffff) as u64
     }
 }
 

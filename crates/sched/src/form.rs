@@ -79,10 +79,23 @@ impl State {
         self.set_state(turn, key, JobState::Queued, what);
     }
 
-    /// The worker that holds the newest state of those that are there, while it gets ready.
+    /// The worker to wait for because it holds the newest step: of those that are there, while it gets ready; and when none
+    /// of them holds it, one that lives, as far as is known, and has no session at the moment.
     fn holder_to_wait_for(&self, now: Duration, key: &JobKey, chosen: &[WorkerId]) -> Option<&WorkerId> {
         let job = self.jobs.get(key).filter(|job| now < job.keep_until && !job.heads.is_empty())?;
-        job.holders.iter().find(|id| chosen.contains(id)).filter(|id| !self.is_ready(id, key))
+        match job.holders.iter().find(|id| chosen.contains(id)) {
+            Some(there) => (!self.is_ready(there, key)).then_some(there),
+            None => job.holders.iter().find(|id| self.may_come_back(now, id)),
+        }
+    }
+
+    /// Whether a worker without a session may still live: it holds a lease, or the leader is so new that it could not have
+    /// heard of all yet.
+    fn may_come_back(&self, now: Duration, id: &WorkerId) -> bool {
+        match self.workers.get(&id.name) {
+            Some(worker) => worker.id == *id && !worker.connected && !worker.draining && !worker.suspected,
+            None => self.started_at.is_none_or(|started| now < started + self.settings.lease_ttl),
+        }
     }
 
     /// Why a job with enough ready workers does not start this moment, if there is a reason.

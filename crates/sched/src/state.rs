@@ -127,8 +127,10 @@ impl State {
         }
     }
 
+    /// Whether a later process of the same name is known: what an earlier one says came late.
     pub(crate) fn is_superseded(&self, id: &WorkerId) -> bool {
         self.superseded.get(&id.name).is_some_and(|known| known.contains(&id.incarnation))
+            || self.workers.get(&id.name).is_some_and(|now| now.id.incarnation > id.incarnation)
     }
 }
 
