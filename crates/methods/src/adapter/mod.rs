@@ -5,7 +5,7 @@
 mod built;
 pub mod common;
 pub mod compose;
-mod prelude;
+pub(crate) mod prelude;
 mod program;
 mod prompting;
 #[cfg(feature = "torch")]
@@ -64,11 +64,13 @@ registry! {
     lokr,
     lora,
     oft,
+    p_adapter,
     p_tuning,
     parallel,
     prefix,
     prompt,
     randlora,
+    snnk,
     stack,
     trainable_tokens,
     vera,

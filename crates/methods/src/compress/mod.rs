@@ -1,3 +1,5 @@
 //! Compressions of what is trained, `spec.compress`. One file a method; a new one is one word in the registry below.
 
-crate::around::registry! {}
+crate::around::registry! {
+    snnk_uptrain,
+}

@@ -13,6 +13,8 @@ mod recording;
 mod training;
 
 mod hydra;
+mod p_adapter;
+mod snnk;
 
 use std::path::Path;
 
@@ -34,7 +36,7 @@ struct Page {
     repeat: fn(&Recording, &dyn Train, &mut Compared) -> Result<()>,
 }
 
-static PAGES: &[Page] = &[hydra::PAGE];
+static PAGES: &[Page] = &[snnk::PAGE, p_adapter::PAGE, hydra::PAGE];
 
 /// What came of one recording.
 #[derive(Clone, Debug, PartialEq, Serialize)]

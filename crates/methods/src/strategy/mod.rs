@@ -1,4 +1,6 @@
 //! Strategies: recipes of training around the adapters of all tasks, `spec.strategy`. One file a method; a new one is one
 //! word in the registry below.
 
-crate::around::registry! {}
+crate::around::registry! {
+    snnk_closed_form,
+}

@@ -13,5 +13,6 @@ mod lora;
 mod malformed;
 mod merging;
 mod parity;
+mod snnk;
 mod support;
 mod zoo;

@@ -32,6 +32,8 @@ pub struct Layout {
     shift: Vec<usize>,
     /// Number of the first sequence in the batch that this is a part of.
     start: usize,
+    /// Numbers of all of them, where they are not consecutive.
+    chosen: Vec<usize>,
     device: Device,
     positions: OnceCell<Tensor>,
     key_mask: OnceCell<Option<Tensor>>,
@@ -81,7 +83,8 @@ impl Layout {
     fn new(form: Form, lengths: Vec<usize>, samples: Vec<u64>, device: Device) -> Self {
         assert_eq!(lengths.len(), samples.len(), "one sample id a sequence");
         let (positions, key_mask, buckets) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
-        Self { form, lengths, samples, shift: Vec::new(), start: 0, device, positions, key_mask, buckets }
+        let (shift, chosen) = (Vec::new(), Vec::new());
+        Self { form, lengths, samples, shift, start: 0, chosen, device, positions, key_mask, buckets }
     }
 
     /// The same sequences with positions that begin at `shift[i]`: behind that many virtual tokens in front of the keys.
@@ -193,7 +196,16 @@ impl Layout {
     /// Some sequences of one length as a padded batch.
     pub(crate) fn bucket(&self, length: usize, members: &[usize]) -> Self {
         let samples = members.iter().map(|sequence| self.samples[*sequence]).collect();
-        Self::padded(vec![length; members.len()], length, samples, self.device)
+        let mut bucket = Self::padded(vec![length; members.len()], length, samples, self.device);
+        bucket.chosen = members.iter().map(|sequence| self.start + sequence).collect();
+        bucket
+    }
+
+    /// Numbers of the sequences in the batch that this layout is a part of. They are consecutive, but at sites that work
+    /// length by length ([`crate::Role::AttnScores`] in the packed form).
+    #[must_use]
+    pub fn numbers(&self) -> Vec<usize> {
+        if self.chosen.is_empty() { self.range().collect() } else { self.chosen.clone() }
     }
 
     /// The packed layout of keys with `extra` virtual tokens in front of every sequence; `None` when there are none.

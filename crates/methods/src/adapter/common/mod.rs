@@ -15,6 +15,8 @@ mod own;
 mod peft;
 mod planned;
 mod projection;
+#[cfg(feature = "torch")]
+mod relay;
 mod schema;
 mod targets;
 mod usual;
@@ -32,12 +34,14 @@ pub use lycoris::Lycoris;
 pub(crate) use lycoris::core;
 #[cfg(feature = "torch")]
 pub(crate) use lycoris::{Dropped, Product, inner, outer};
-pub(crate) use own::own_config;
+pub(crate) use own::{own_config, own_fields};
 pub(crate) use peft::{PEFT_VERSION, number, peft_config, without_exclude};
 #[cfg(feature = "torch")]
 pub(crate) use planned::sizes;
 pub(crate) use planned::{parameter, sample_job, shared_tensor, usual_init, window};
 pub use projection::Projection;
+#[cfg(feature = "torch")]
+pub(crate) use relay::Relay;
 pub(crate) use schema::{IndicesSchema, ModulesSchema};
 pub use targets::{Layers, Targets};
 pub(crate) use targets::{Selection, key_value, query_value};

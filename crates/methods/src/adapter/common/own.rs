@@ -5,9 +5,20 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::adapter::{Export, Options};
+use crate::card::Card;
 
 /// The fields: `pleach_method`, the options, and what every adapter folder says of its base.
 pub(crate) fn own_config<C: Options + Serialize>(
+    options: &C,
+    model: &dyn BackboneConfig,
+    export: &Export<'_>,
+) -> Map<String, Value> {
+    own_fields(C::CARD, options, model, export)
+}
+
+/// The same for methods that stand around others.
+pub(crate) fn own_fields<C: Serialize>(
+    card: &Card,
     options: &C,
     model: &dyn BackboneConfig,
     export: &Export<'_>,
@@ -17,7 +28,7 @@ pub(crate) fn own_config<C: Options + Serialize>(
         _ => Map::new(),
     };
     let shared = [
-        ("pleach_method", json!(C::CARD.name)),
+        ("pleach_method", json!(card.name)),
         ("base_model_name_or_path", json!(export.base)),
         ("task_type", json!(model.info().head.task_type())),
     ];
