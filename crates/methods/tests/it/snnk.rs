@@ -31,7 +31,7 @@ fn new_adapters_change_nothing() {
         let batch = model.batch(&[6, 4, 5], Some(7));
         let off = distance(&model.run(&batch, &all(&batch, &adapter)), &model.run(&batch, &[]));
         // p-Adapter has attention run in the open, which rounds otherwise.
-        let most = if method == "snnk" { 0.0 } else { 1e-6 };
+        let most = if method == "snnk" { 0.0 } else { 1e-5 };
         assert!(off <= most, "{method} on {family}: {off}");
         assert!(
             adapter.kept().values().all(|tensor| !tensor.requires_grad()),
