@@ -80,11 +80,12 @@ impl State {
     }
 
     /// The worker to wait for because it holds the newest step: of those that are there, while it gets ready; and when none
-    /// of them holds it, one that lives, as far as is known, and has no session at the moment.
+    /// of them holds it, one that lives, as far as is known, and has no session at the moment. That one is waited for even
+    /// when nothing is recorded: it may hold steps of which the word is still under way.
     fn holder_to_wait_for(&self, now: Duration, key: &JobKey, chosen: &[WorkerId]) -> Option<&WorkerId> {
-        let job = self.jobs.get(key).filter(|job| now < job.keep_until && !job.heads.is_empty())?;
+        let job = self.jobs.get(key).filter(|job| now < job.keep_until)?;
         match job.holders.iter().find(|id| chosen.contains(id)) {
-            Some(there) => (!self.is_ready(there, key)).then_some(there),
+            Some(there) => (!self.is_ready(there, key) && !job.heads.is_empty()).then_some(there),
             None => job.holders.iter().find(|id| self.may_come_back(now, id)),
         }
     }

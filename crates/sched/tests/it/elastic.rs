@@ -201,6 +201,49 @@ fn reattach(bench: &mut Bench, name: &str, fence: Fence) -> Vec<Effect> {
 }
 
 #[test]
+fn a_new_leader_waits_for_whoever_holds_the_newest_step_and_may_come_back() {
+    let mut bench = Bench::new();
+    bench.submit("j", needs(1, 1));
+    bench.join("a", 1);
+    bench.report("a", 1, "j", Report::Ready);
+    assert!(!refused(&bench.report("a", 1, "j", commit(&bench, 1, "x"))));
+    bench.report("a", 1, "j", failed(&[]));
+    new_leader(&mut bench);
+    bench.join("b", 1);
+    bench.pass(SECOND * 2, &[("b", 1)]);
+    assert_eq!(bench.state_of("j").0, JobState::Queued, "b holds nothing");
+    assert_eq!(bench.job("j").reason, "waits for a#1, which holds the newest step");
+    bench.join("a", 1);
+    bench.pass(SECOND * 2, &[("a", 1), ("b", 1)]);
+    let gang = bench.job("j").gang.as_ref().unwrap();
+    assert_eq!(gang.members[0].worker, worker("a", 1));
+}
+
+#[test]
+fn a_holder_that_does_not_come_back_is_waited_for_no_longer_than_its_lease_could_last() {
+    let mut bench = Bench::new();
+    bench.submit("j", needs(1, 1));
+    bench.join("a", 1);
+    bench.report("a", 1, "j", Report::Ready);
+    bench.report("a", 1, "j", commit(&bench, 1, "x"));
+    bench.report("a", 1, "j", failed(&[]));
+    new_leader(&mut bench);
+    bench.join("b", 1);
+    let ttl = bench.state.settings.lease_ttl;
+    bench.pass(ttl + SECOND * 2, &[("b", 1)]);
+    assert_eq!(bench.job("j").gang.as_ref().unwrap().members[0].worker, worker("b", 1));
+}
+
+#[test]
+fn a_late_registration_of_a_dead_process_does_not_take_the_name_of_its_successor() {
+    let mut bench = Bench::new();
+    bench.join("a", 2);
+    assert!(refused(&bench.join("a", 1)));
+    assert!(bench.state.worker(&worker("a", 2)).is_some());
+    assert!(!refused(&bench.join("a", 3)), "a later process takes it");
+}
+
+#[test]
 fn a_new_leader_keeps_gangs_and_their_fences() {
     let mut bench = Bench::running("j", needs(2, 2));
     let fence = bench.job("j").fence();
