@@ -10,7 +10,8 @@ use indexmap::IndexMap;
 /// `[batch, width, ..]`; in the packed layout the first two axes are one, `[tokens, ..]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
-    /// A table lookup: `[ids]` to `[rows]`.
+    /// A table lookup: `[ids]` to `[rows]`. At the token table of a text model `[ids, features]` where the batch has
+    /// features of tokens; the operation looks at the ids alone.
     Embed,
     /// An affine map within the model: `[x]` to `[y]`.
     Linear,

@@ -55,6 +55,7 @@ registry! {
     compacter,
     fourierft,
     fuse,
+    generative,
     hra,
     hydra,
     ia3,
@@ -118,6 +119,17 @@ pub struct Virtual {
     pub prefix: usize,
 }
 
+/// How a row becomes a document of segments that are sequences of their own: see [`AdapterConfig::segments`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segments {
+    /// Most tokens of a segment.
+    pub window: usize,
+    /// Chunks are predicted, but for the first.
+    pub completion: bool,
+    /// For every chunk a drawn window of it and those before it is appended, and predicted.
+    pub reconstruction: bool,
+}
+
 /// What an `adapter_config.json` says beside the method's own fields.
 #[derive(Clone, Debug)]
 pub struct Export<'a> {
@@ -160,6 +172,11 @@ pub trait AdapterConfig: HasCard + Debug + Send + std::marker::Sync {
     /// Tokens that it puts in front of every sequence.
     fn virtual_tokens(&self) -> Virtual {
         Virtual::default()
+    }
+
+    /// How rows are cut into segments of a document; `None` when a row is one sequence.
+    fn segments(&self) -> Option<Segments> {
+        None
     }
 
     /// The learning rate of a parameter, as a multiple of the task's.

@@ -63,7 +63,10 @@ impl Room {
             }
         };
         let from = (most > 0).then(|| Tensor::from_slice(&from).to_device(device));
-        Self { layout: longer.shifted(shift), from }
+        let mut room = Self { layout: longer.shifted(shift).segmented(layout.segments().to_vec()), from };
+        let modality = layout.modality().map(|modality| room.tokens(modality, 0));
+        room.layout = room.layout.with_modality(modality);
+        room
     }
 
     /// The same room before every sequence.

@@ -9,9 +9,11 @@
 //! lends to the pages that repeat a training ([`Train`]).
 
 mod compare;
+mod model;
 mod recording;
 mod training;
 
+mod generative;
 mod hydra;
 mod p_adapter;
 mod snnk;
@@ -36,7 +38,7 @@ struct Page {
     repeat: fn(&Recording, &dyn Train, &mut Compared) -> Result<()>,
 }
 
-static PAGES: &[Page] = &[snnk::PAGE, p_adapter::PAGE, hydra::PAGE];
+static PAGES: &[Page] = &[snnk::PAGE, generative::PAGE, p_adapter::PAGE, hydra::PAGE];
 
 /// What came of one recording.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -131,7 +131,7 @@ mod imp {
             cx.check();
             let ids = inputs.get("input_ids").expect("a batch has `input_ids`"); // [b, w] or [t]
             assert_eq!(ids.size(), cx.layout.shape(), "`input_ids` have the layout's shape");
-            let mut hidden = self.tokens.run(cx, ids);
+            let mut hidden = self.tokens.run_beside(cx, ids, inputs.get("features"));
             if let Some(types) = &self.types {
                 let zeros = || Tensor::zeros_like(ids);
                 hidden += types.run(cx, &inputs.get("token_type_ids").map_or_else(zeros, Tensor::shallow_clone));

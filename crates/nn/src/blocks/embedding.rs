@@ -72,14 +72,21 @@ mod imp {
 
         /// Numbers of any shape to `[.., width]`.
         pub(crate) fn run(&self, cx: &Forward<'_>, ids: &Tensor) -> Tensor {
-            cx.at_one(self.spec.site, ids.shallow_clone(), Some(&self.weights), &|_, x, own| {
+            self.run_beside(cx, ids, None)
+        }
+
+        /// The same beside features that only hooks look at.
+        pub(crate) fn run_beside(&self, cx: &Forward<'_>, ids: &Tensor, features: Option<&Tensor>) -> Tensor {
+            let x = std::iter::once(ids).chain(features).map(Tensor::shallow_clone).collect();
+            let mut rows = cx.at(self.spec.site, x, Some(&self.weights), &|_, x, own| {
                 let rows = Tensor::embedding(&own.unwrap_or(&self.weights).weight, &x[0], -1, false, false);
                 vec![match self.spec.scale {
                     // Rounded as the weights are, like the scale that the model itself keeps.
                     Some(scale) => &rows * Tensor::from(scale).to_kind(rows.kind()).to_device(rows.device()),
                     None => rows,
                 }]
-            })
+            });
+            rows.remove(0)
         }
     }
 

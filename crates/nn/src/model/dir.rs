@@ -63,6 +63,15 @@ impl ModelDir {
         Self { path: PathBuf::new(), config, files: Vec::new(), by_name: BTreeMap::new() }
     }
 
+    /// The same with the weights of one more file.
+    #[must_use]
+    pub fn with_weights(mut self, file: TensorFile) -> Self {
+        let number = self.files.len();
+        self.by_name.extend(file.names().map(|tensor| (tensor.to_owned(), number)));
+        self.files.push(file);
+        self
+    }
+
     /// The folder.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -9,7 +9,7 @@ use pleach_base::Result;
 use pleach_base::header::{self, Listed};
 use safetensors::Dtype;
 
-use super::mmap::map;
+use super::mmap::{copied, map};
 
 /// A tensor in a file: what its header says, and its bytes.
 #[derive(Clone, Debug)]
@@ -46,7 +46,18 @@ impl TensorFile {
     /// `MODEL_MISSING` when there is none, `SAFETENSORS` naming the file and the tensor when the header is damaged or lies about
     /// lengths.
     pub fn open(path: &Path) -> Result<Self> {
-        let map = map(path)?;
+        Self::of(path, map(path)?)
+    }
+
+    /// A file that is no file: its bytes, in memory of its own.
+    ///
+    /// # Errors
+    /// `IO` without the memory, `SAFETENSORS` as [`TensorFile::open`].
+    pub fn in_memory(bytes: &[u8]) -> Result<Self> {
+        Self::of(Path::new("memory"), copied(bytes)?)
+    }
+
+    fn of(path: &Path, map: Mmap) -> Result<Self> {
         let listed = header::parse(&map).map_err(|error| error.at(path.display()))?;
         let place = |t: Listed| (t.name, Place { dtype: t.dtype, shape: t.shape, bytes: t.bytes });
         let places = listed.into_iter().map(place).collect();

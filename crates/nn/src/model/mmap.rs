@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use pleach_base::{Result, ResultExt, code};
 
 /// A file as bytes, read when touched.
@@ -20,6 +20,17 @@ pub(super) fn map(path: &Path) -> Result<Mmap> {
     // with a bus error, as with every mapped program file; bytes that change under us are plain data, checked against
     // the header when the file was opened and against the fingerprint by whoever needs to know.
     unsafe { Mmap::map(&file) }.or_code(code::IO, || format!("{}: cannot be mapped", path.display()))
+}
+
+/// A copy of bytes in a mapping of its own.
+///
+/// # Errors
+/// `IO` when there is no memory.
+pub(super) fn copied(bytes: &[u8]) -> Result<Mmap> {
+    let no_memory = || format!("{} bytes of memory cannot be had", bytes.len());
+    let mut map = MmapMut::map_anon(bytes.len()).or_code(code::IO, no_memory)?;
+    map.copy_from_slice(bytes);
+    map.make_read_only().or_code(code::IO, no_memory)
 }
 
 /// Gives large blocks back to the system when they are freed. Left alone, the C library's allocator learns from the first

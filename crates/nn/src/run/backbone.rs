@@ -10,6 +10,8 @@ use crate::site::SiteId;
 /// A batch as named tensors, on the backbone's device: those of [`crate::Reads`], and `token_type_ids` where the family
 /// has them. Ids are int64, `[batch, width]` in the padded layout, `[tokens]` in the packed one; `decoder_input_ids` lie
 /// in the second layout; without them a decoder reads `input_ids` shifted right, as for classification. Images and spectrograms are `[batch, ..]` in both forms. Lengths are the [`super::Layout`]s'.
+/// `features`, float, `[.., width]` over the tokens, are what tokens of other modalities than text bring with them; hooks
+/// at the token table see them as its second input.
 #[derive(Debug, Default)]
 pub struct Inputs(pub IndexMap<String, Tensor>);
 

@@ -21,6 +21,16 @@ pub enum Form {
     },
 }
 
+/// A sequence as a part of a document, whose sequences stand one behind the other in the batch. Attention never leaves a
+/// sequence; what goes from one to the next is a method's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segment {
+    /// Sequences of the same document before this one.
+    pub index: usize,
+    /// How many of the document's first sequences it may know of: at most `index`.
+    pub sees: usize,
+}
+
 /// Sequences of a batch: form, lengths, sample ids. Tensors over tokens have the shape that the form says; the first
 /// axis can be cut at borders of sequences in both.
 #[derive(Debug)]
@@ -28,6 +38,10 @@ pub struct Layout {
     form: Form,
     lengths: Vec<usize>,
     samples: Vec<u64>,
+    /// One a sequence, or none when no sequence knows of another.
+    segments: Vec<Segment>,
+    /// Number of each token's modality; none when all are text, whose number is 0.
+    modality: Option<Tensor>,
     /// Position of each sequence's first token; empty when all begin at 0.
     shift: Vec<usize>,
     /// Number of the first sequence in the batch that this is a part of.
@@ -83,8 +97,9 @@ impl Layout {
     fn new(form: Form, lengths: Vec<usize>, samples: Vec<u64>, device: Device) -> Self {
         assert_eq!(lengths.len(), samples.len(), "one sample id a sequence");
         let (positions, key_mask, buckets) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
-        let (shift, chosen) = (Vec::new(), Vec::new());
-        Self { form, lengths, samples, shift, start: 0, chosen, device, positions, key_mask, buckets }
+        let (segments, modality, shift, chosen) = (Vec::new(), None, Vec::new(), Vec::new());
+        let start = 0;
+        Self { form, lengths, samples, segments, modality, shift, start, chosen, device, positions, key_mask, buckets }
     }
 
     /// The same sequences with positions that begin at `shift[i]`: behind that many virtual tokens in front of the keys.
@@ -97,6 +112,49 @@ impl Layout {
         self.shift = if shift.iter().all(|by| *by == 0) { Vec::new() } else { shift };
         self.positions = OnceCell::new();
         self
+    }
+
+    /// The same sequences as segments of documents.
+    ///
+    /// # Panics
+    /// When there is not one entry a sequence, a document's are not numbered from 0, or one would know of itself or of
+    /// what comes behind it: a defect of the caller.
+    #[must_use]
+    pub fn segmented(mut self, segments: Vec<Segment>) -> Self {
+        assert!(segments.is_empty() || segments.len() == self.sequences(), "one segment a sequence");
+        let mut next = 0;
+        for segment in &segments {
+            assert!(segment.index == next || segment.index == 0, "segments of a document are in order");
+            assert!(segment.sees <= segment.index, "segments know of earlier ones alone");
+            next = segment.index + 1;
+        }
+        self.segments = segments;
+        self
+    }
+
+    /// The same sequences with the number of each token's modality, int64, 0 for text and for what is no token.
+    ///
+    /// # Panics
+    /// When the numbers have another shape than [`Layout::shape`]: a defect of the caller.
+    #[must_use]
+    pub fn with_modality(mut self, modality: Option<Tensor>) -> Self {
+        if let Some(modality) = &modality {
+            assert_eq!(modality.size(), self.shape(), "one modality a token");
+        }
+        self.modality = modality;
+        self
+    }
+
+    /// The sequences as segments of documents; empty when they are none.
+    #[must_use]
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// Number of each token's modality, shaped as [`Layout::shape`]; `None` when all are text.
+    #[must_use]
+    pub fn modality(&self) -> Option<&Tensor> {
+        self.modality.as_ref()
     }
 
     /// The form.
@@ -180,7 +238,7 @@ impl Layout {
         }
     }
 
-    /// The layout of some consecutive sequences.
+    /// The layout of some consecutive sequences, which are whole documents where there are such.
     #[must_use]
     pub fn rows(&self, rows: Range<usize>) -> Self {
         let (lengths, samples) = (self.lengths[rows.clone()].to_vec(), self.samples[rows.clone()].to_vec());
@@ -190,7 +248,8 @@ impl Layout {
         };
         part.shift = self.shift.get(rows.clone()).unwrap_or_default().to_vec();
         part.start = self.start + rows.start;
-        part
+        let part = part.segmented(self.segments.get(rows.clone()).unwrap_or_default().to_vec());
+        part.with_modality(self.modality.as_ref().map(|modality| self.narrow(modality, rows)))
     }
 
     /// Some sequences of one length as a padded batch.
