@@ -8,19 +8,15 @@ use pleach_base::{Result, code};
 use pleach_spec::job::DataTask;
 use sha2::{Digest, Sha256};
 
-use crate::example::{Content, Encoded, Example};
+use crate::example::{Content, Example};
+use crate::marks::Marks;
 
 /// Label of a position that has none.
 pub const IGNORE: i64 = -100;
 
-/// Sequences of different lengths, one after the other.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ragged {
-    ids: Vec<i64>,
-    type_ids: Vec<i64>,
-    /// Cumulative lengths: `rows + 1` numbers from 0.
-    bounds: Vec<i64>,
-}
+mod ragged;
+
+pub use ragged::Ragged;
 
 /// Sequences in a rectangle, padded on the right. All matrices are row-major `[rows, width]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +64,7 @@ pub struct Counts {
 }
 
 /// The examples of one lane, or a part of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// What is learnt.
     pub task: DataTask,
@@ -80,104 +76,6 @@ pub struct Batch {
     pub passages: Option<Ragged>,
     /// For classification the classes, `[rows]`.
     pub classes: Option<Vec<i64>>,
-}
-
-impl Ragged {
-    /// The sequences in order.
-    pub fn of<'a>(sequences: impl IntoIterator<Item = &'a Encoded>) -> Self {
-        let mut ragged = Self { bounds: vec![0], ..Self::default() };
-        for sequence in sequences {
-            ragged.ids.extend(sequence.ids.iter().map(|id| i64::from(*id)));
-            ragged.type_ids.extend(sequence.type_ids.iter().map(|kind| i64::from(*kind)));
-            ragged.bounds.push(ragged.ids.len() as i64);
-        }
-        ragged
-    }
-
-    /// Sequences.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        self.bounds.len().saturating_sub(1)
-    }
-
-    /// Tokens of all sequences.
-    #[must_use]
-    pub fn tokens(&self) -> usize {
-        self.ids.len()
-    }
-
-    /// Tokens of each sequence.
-    pub fn lengths(&self) -> impl ExactSizeIterator<Item = i64> {
-        self.bounds.windows(2).map(|pair| pair[1] - pair[0])
-    }
-
-    /// The token ids of a sequence; none outside.
-    #[must_use]
-    pub fn row(&self, row: usize) -> &[i64] {
-        let span = self.bounds.get(row).zip(self.bounds.get(row + 1));
-        span.and_then(|(from, to)| self.ids.get(*from as usize..*to as usize)).unwrap_or_default()
-    }
-
-    /// Some of the sequences.
-    ///
-    /// # Panics
-    /// When `rows` is not within the sequences.
-    #[must_use]
-    pub fn slice(&self, rows: Range<usize>) -> Self {
-        let bounds = &self.bounds[rows.start..=rows.end];
-        let (from, to) = (bounds[0], bounds[bounds.len() - 1]);
-        Self {
-            ids: self.ids[from as usize..to as usize].to_vec(),
-            type_ids: self.type_ids[from as usize..to as usize].to_vec(),
-            bounds: bounds.iter().map(|bound| bound - from).collect(),
-        }
-    }
-
-    fn append(&mut self, other: &Self) {
-        let from = self.ids.len() as i64;
-        self.ids.extend(&other.ids);
-        self.type_ids.extend(&other.type_ids);
-        self.bounds.extend(other.bounds.iter().skip(1).map(|bound| bound + from));
-    }
-
-    /// The rectangle as wide as the longest sequence, rounded up to a multiple of `multiple_of`.
-    #[must_use]
-    pub fn padded(&self, pad_id: u32, multiple_of: usize) -> Padded {
-        let longest = self.lengths().max().unwrap_or(0) as usize;
-        let (rows, width) = (self.rows(), longest.next_multiple_of(multiple_of.max(1)));
-        let mut padded = Padded {
-            rows,
-            width,
-            input_ids: vec![i64::from(pad_id); rows * width],
-            type_ids: vec![0; rows * width],
-            attention_mask: vec![0; rows * width],
-            positions: vec![0; rows * width],
-            lengths: self.lengths().collect(),
-        };
-        for (row, pair) in self.bounds.windows(2).enumerate() {
-            let (from, to) = (pair[0] as usize, pair[1] as usize);
-            let cells = row * width..row * width + (to - from);
-            padded.input_ids[cells.clone()].copy_from_slice(&self.ids[from..to]);
-            padded.type_ids[cells.clone()].copy_from_slice(&self.type_ids[from..to]);
-            padded.attention_mask[cells.clone()].fill(1);
-            for (position, cell) in cells.enumerate() {
-                padded.positions[cell] = position as i64;
-            }
-        }
-        padded
-    }
-
-    /// The sequences end to end.
-    #[must_use]
-    pub fn packed(&self) -> Packed {
-        Packed {
-            input_ids: self.ids.clone(),
-            type_ids: self.type_ids.clone(),
-            positions: self.lengths().flat_map(|length| 0..length).collect(),
-            cu_seqlens: self.bounds.clone(),
-            max_length: self.lengths().max().unwrap_or(0),
-        }
-    }
 }
 
 impl Padded {
@@ -210,13 +108,14 @@ impl Batch {
         let (mut inputs, mut passages, mut classes) = (Vec::new(), Vec::new(), Vec::new());
         for example in examples {
             match (task, &example.content) {
-                (DataTask::CausalLm, Content::Lm(text)) => inputs.push(text),
+                (DataTask::CausalLm, Content::Lm(text)) => inputs.push((text, None)),
+                (DataTask::CausalLm, Content::Marked(text, marks)) => inputs.push((text, Some(marks))),
                 (DataTask::SequenceClassification, Content::Classification { input, label }) => {
-                    inputs.push(input);
+                    inputs.push((input, None));
                     classes.push(i64::from(*label));
                 }
                 (DataTask::Retrieval, Content::Pair { query, passage }) => {
-                    inputs.extend(query);
+                    inputs.extend(query.iter().map(|query| (query, None::<&Marks>)));
                     passages.push(passage);
                 }
                 _ => {
@@ -229,7 +128,7 @@ impl Batch {
         Ok(Self {
             task,
             sample_ids,
-            inputs: Ragged::of(inputs),
+            inputs: Ragged::marked(inputs),
             passages: (task == DataTask::Retrieval).then(|| Ragged::of(passages)),
             classes: (task == DataTask::SequenceClassification).then_some(classes),
         })
@@ -251,7 +150,7 @@ impl Batch {
     #[must_use]
     pub fn counts(&self) -> Counts {
         let labels = match self.task {
-            DataTask::CausalLm => self.inputs.lengths().map(|length| (length - 1).max(0) as u64).sum(),
+            DataTask::CausalLm => self.inputs.predicted(),
             DataTask::SequenceClassification | DataTask::Retrieval => self.inputs.rows() as u64,
         };
         let tokens = self.inputs.tokens() + self.passages.as_ref().map_or(0, Ragged::tokens);

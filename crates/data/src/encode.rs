@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::example::{Content, Encoded, Example};
 use crate::fields::{Checked, Fields, Piece, Side};
+use crate::marks::Understood;
 use crate::row::{Fault, Row};
 use crate::tokenizer::Tokenizer;
 
@@ -74,6 +75,12 @@ impl Encoder {
         Ok(Self { fields, tokenizer, max_length: max_length as usize, limits })
     }
 
+    /// The same where rows of ready ids may be marked in these ways.
+    #[must_use]
+    pub fn understanding(self, understood: Understood) -> Self {
+        Self { fields: self.fields.understanding(understood), ..self }
+    }
+
     /// What a row must hold.
     #[must_use]
     pub fn fields(&self) -> &Fields {
@@ -121,13 +128,19 @@ impl Encoder {
         let checked = self.fields.check(row)?;
         let safe =
             self.tokenizer.as_ref().is_some_and(|text| text.is_total() && text.max_id() < self.limits.vocab_size);
-        if safe { Ok(()) } else { self.content(checked).map(|_| ()) }
+        if safe && checked.marks.is_none() { Ok(()) } else { self.content(checked).map(|_| ()) }
     }
 
     fn content(&self, checked: Checked) -> Result<Content, Fault> {
         match (self.task(), checked) {
-            (DataTask::CausalLm, Checked { first: Some(text), .. }) => Ok(Content::Lm(self.tokens(text, None)?)),
-            (DataTask::SequenceClassification, Checked { first: Some(text), second, label: Some(label) }) => {
+            (DataTask::CausalLm, Checked { first: Some(text), marks: None, .. }) => {
+                Ok(Content::Lm(self.tokens(text, None)?))
+            }
+            (DataTask::CausalLm, Checked { first: Some(text), marks: Some(mut marks), .. }) => {
+                marks.truncate(self.max_length)?;
+                Ok(Content::Marked(self.tokens(text, None)?, marks))
+            }
+            (DataTask::SequenceClassification, Checked { first: Some(text), second, label: Some(label), .. }) => {
                 Ok(Content::Classification { input: self.tokens(text, second)?, label })
             }
             (DataTask::Retrieval, Checked { first, second: Some(passage), .. }) => {

@@ -1,5 +1,7 @@
 //! A row after tokenising.
 
+use crate::marks::Marks;
+
 /// One sequence of tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Encoded {
@@ -24,10 +26,12 @@ impl Encoded {
 }
 
 /// What a row teaches.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Content {
     /// Predict each token from those before it.
     Lm(Encoded),
+    /// The same of a row that says more of its tokens than their ids.
+    Marked(Encoded, Marks),
     /// Assign the class to the sequence.
     Classification {
         /// A text, or a pair of texts in one sequence.
@@ -45,7 +49,7 @@ pub enum Content {
 }
 
 /// An encoded row.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Example {
     /// The row's number in its dataset.
     pub sample_id: u64,

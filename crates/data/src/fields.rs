@@ -6,6 +6,7 @@ use pleach_base::Result;
 use pleach_spec::job::{DataSpec, DataTask};
 use serde_json::{Map, Value};
 
+use crate::marks::{self, Marks, Understood};
 use crate::row::Fault;
 use crate::template::{Template, missing};
 
@@ -29,6 +30,8 @@ pub struct Fields {
     label: String,
     vocab_size: u32,
     num_labels: Option<u32>,
+    /// What may be said of tokens.
+    understood: Understood,
 }
 
 /// Where one text of a row comes from.
@@ -55,6 +58,8 @@ pub(crate) struct Checked {
     pub(crate) first: Option<Piece>,
     pub(crate) second: Option<Piece>,
     pub(crate) label: Option<u32>,
+    /// Of a row of ready ids.
+    pub(crate) marks: Option<Marks>,
 }
 
 impl Fields {
@@ -78,7 +83,14 @@ impl Fields {
             label: spec.label.clone(),
             vocab_size,
             num_labels,
+            understood: Understood::default(),
         })
+    }
+
+    /// The same where rows may be marked in these ways.
+    #[must_use]
+    pub fn understanding(self, understood: Understood) -> Self {
+        Self { understood, ..self }
     }
 
     /// What is learnt from a row.
@@ -100,6 +112,9 @@ impl Fields {
         if self.task == DataTask::SequenceClassification {
             names.insert(&self.label);
             names.extend(self.first.ready.map(|_| "token_type_ids"));
+        }
+        if self.task == DataTask::CausalLm && self.first.ready.is_some() {
+            names.extend(marks::FIELDS);
         }
         names
     }
@@ -123,7 +138,13 @@ impl Fields {
                 *type_ids = segments(row, ids.len())?;
             }
         }
-        Ok(Checked { first, second, label })
+        let marks = match (self.task, &first) {
+            (DataTask::CausalLm, Some(Piece::Ids { ids, .. })) => {
+                Marks::read(row, ids, self.vocab_size, &self.understood)?
+            }
+            _ => None,
+        };
+        Ok(Checked { first, second, label, marks })
     }
 
     fn label_of(&self, row: &Map<String, Value>) -> Result<u32, Fault> {
@@ -187,13 +208,13 @@ fn segments(row: &Map<String, Value>, length: usize) -> Result<Vec<u32>, Fault> 
     Ok(types.into_iter().map(|kind| kind as u32).collect())
 }
 
-fn numbers(name: &str, value: &Value) -> Result<Vec<u64>, Fault> {
+pub(crate) fn numbers(name: &str, value: &Value) -> Result<Vec<u64>, Fault> {
     let wrong = || Fault::row(format!("field `{name}` is {}, not an array of token ids", brief(value)));
     let items = value.as_array().ok_or_else(wrong)?;
     items.iter().map(|item| item.as_u64().ok_or_else(wrong)).collect()
 }
 
-fn brief(value: &Value) -> String {
+pub(crate) fn brief(value: &Value) -> String {
     let mut text = value.to_string();
     if let Some((cut, _)) = text.char_indices().nth(40) {
         text.truncate(cut);

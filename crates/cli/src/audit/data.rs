@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pleach_base::{Error, Result, TaskName, code};
-use pleach_data::{Dataset, Encoder, Limits, OpenOptions, Order, Plan, RowCache, Side};
-use pleach_methods::{head_options, parse_adapter};
+use pleach_data::{Dataset, Encoder, Limits, OpenOptions, Order, Plan, RowCache, Side, Understood};
+use pleach_methods::{AdapterConfig, head_options, parse_adapter};
 use pleach_nn::ModelDir;
 use pleach_spec::Job;
 use pleach_spec::job::{DataTask, TaskSpec};
@@ -30,18 +30,30 @@ pub(super) fn open(job: &Job, index: usize, task: &TaskSpec) -> Result<Rows> {
     let here = |error: Error| error.at("spec.backbone.path");
     let model =
         pleach_nn::configure(&ModelDir::config_only(folder).map_err(here)?, &head_options(job)?).map_err(here)?;
-    let (info, front) = (model.info(), parse_adapter(job, index)?.virtual_tokens());
+    let adapter = parse_adapter(job, index)?;
+    let (info, front) = (model.info(), adapter.virtual_tokens());
     let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let limits = Limits {
         vocab_size: small(info.vocab_size),
         num_labels: (data.task == DataTask::SequenceClassification).then_some(small(info.num_labels)),
-        max_positions: Some(small(info.max_positions.saturating_sub(front.prompt + front.prefix))),
+        max_positions: match adapter.segments() {
+            Some(_) => None,
+            None => Some(small(info.max_positions.saturating_sub(front.prompt + front.prefix))),
+        },
     };
-    let encoder = Encoder::open(data, folder, Side::Both, limits)?;
+    let encoder = Encoder::open(data, folder, Side::Both, limits)?.understanding(understood(adapter.as_ref()));
     let rows = RowCache::of_user();
     let options = OpenOptions { max_bad_rows: data.max_bad_rows, rows, ..OpenOptions::default() };
     let dataset = Arc::new(Dataset::open_source(&data.source, &encoder, &options)?);
     let plan = Plan::of(&job.spec.train, dataset.len(), job.spec.train.lanes.unwrap_or(1))?;
     let order = Order::new(plan, job.spec.train.seed, &TaskName::from(task.name.as_str()), data);
     Ok(Rows { dataset, order })
+}
+
+/// What rows may say of their tokens, given who reads them.
+pub(crate) fn understood(adapter: &dyn AdapterConfig) -> Understood {
+    let segments = adapter.segments().is_some();
+    let kinds = adapter.modalities();
+    let (modalities, width) = kinds.map_or((Vec::new(), 0), |kinds| (kinds.tokens, kinds.width));
+    Understood { segments, modalities, width }
 }

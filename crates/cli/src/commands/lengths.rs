@@ -74,7 +74,7 @@ fn of_task(job: &Job, name: &str, data: &DataSpec, folder: &Path, model: &dyn Ba
 fn measure(dataset: &Dataset, encoder: &Encoder, row: u64) -> Result<[usize; 2]> {
     Ok(match encoder.encode(&dataset.row(row)?)?.content {
         Content::Pair { query, passage } => [query.map_or(0, |query| query.len()), passage.len()],
-        Content::Lm(text) | Content::Classification { input: text, .. } => [text.len(), 0],
+        Content::Lm(text) | Content::Marked(text, _) | Content::Classification { input: text, .. } => [text.len(), 0],
     })
 }
 

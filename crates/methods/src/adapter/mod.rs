@@ -68,6 +68,7 @@ registry! {
     p_adapter,
     p_tuning,
     parallel,
+    pill,
     prefix,
     prompt,
     randlora,
@@ -130,6 +131,24 @@ pub struct Segments {
     pub reconstruction: bool,
 }
 
+impl Segments {
+    /// The chunks of `length` tokens: as few as their most tokens allow, of equal length, the last perhaps shorter.
+    pub fn chunks(&self, length: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+        let number = length.div_ceil(self.window.max(1)).max(1);
+        let most = length.div_ceil(number).max(1);
+        (0..length).step_by(most).map(move |start| start..(start + most).min(length))
+    }
+}
+
+/// Kinds of tokens that an adapter tells apart: see [`AdapterConfig::modalities`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Modalities {
+    /// Tokens of one item of each kind, by its number; 0 where any number will do, as of text, whose number is 0.
+    pub tokens: Vec<usize>,
+    /// Width of the features that come with tokens of other kinds than text.
+    pub width: usize,
+}
+
 /// What an `adapter_config.json` says beside the method's own fields.
 #[derive(Clone, Debug)]
 pub struct Export<'a> {
@@ -176,6 +195,11 @@ pub trait AdapterConfig: HasCard + Debug + Send + std::marker::Sync {
 
     /// How rows are cut into segments of a document; `None` when a row is one sequence.
     fn segments(&self) -> Option<Segments> {
+        None
+    }
+
+    /// The kinds of tokens that rows may have; `None` when all are text.
+    fn modalities(&self) -> Option<Modalities> {
         None
     }
 

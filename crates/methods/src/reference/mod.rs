@@ -16,6 +16,7 @@ mod training;
 mod generative;
 mod hydra;
 mod p_adapter;
+mod pill;
 mod snnk;
 
 use std::path::Path;
@@ -38,7 +39,8 @@ struct Page {
     repeat: fn(&Recording, &dyn Train, &mut Compared) -> Result<()>,
 }
 
-static PAGES: &[Page] = &[snnk::PAGE, generative::PAGE, p_adapter::PAGE, hydra::PAGE];
+static PAGES: &[Page] =
+    &[snnk::PAGE, generative::PAGE, p_adapter::PAGE, pill::PAGE, hydra::PAGE];
 
 /// What came of one recording.
 #[derive(Clone, Debug, PartialEq, Serialize)]

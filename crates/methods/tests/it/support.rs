@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pleach_base::rng::Key;
-use pleach_methods::{Adapter, AdapterConfig, MethodKind, Room, find, import};
+use pleach_methods::{Adapter, AdapterConfig, MethodKind, Modalities, Room, find, import};
 use pleach_nn::{
-    Backbone, BackboneConfig, Forward, Group, HeadOptions, Inputs, Layout, ModelDir, Output, Precision, Reads, Source,
-    TensorFile, configure, tensor_from_entry,
+    Backbone, BackboneConfig, Forward, Group, HeadOptions, Inputs, Layout, ModelDir, Output, Precision, Reads, Segment,
+    Source, TensorFile, configure, tensor_from_entry,
 };
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -135,7 +135,36 @@ impl Batch {
         let first = Room::same(&self.layout, tokens.in_first(self.second.is_some()));
         let inputs = first.inputs(&self.inputs, &[self.reads.first.name()]);
         let second = self.second.as_ref().map(|second| Room::same(second, tokens.in_second()).into_layout());
-        Self { inputs, layout: first.into_layout(), second, reads: self.reads.clone() }
+        Self { inputs, layout: first.into_layout(), second, reads: self.reads.clone() }.told(config)
+    }
+
+    /// The same with what the adapter wants to know of tokens: two rows are one document each, and one item of each
+    /// modality lies behind the second token of each row.
+    fn told(mut self, config: &dyn AdapterConfig) -> Self {
+        if config.segments().is_some() {
+            let segment = |row: usize| Segment { index: row % 2, sees: row % 2 };
+            let segments = (0..self.layout.sequences()).map(segment).collect();
+            self.layout = self.layout.segmented(segments);
+        }
+        let Some(Modalities { tokens, width }) = config.modalities() else { return self };
+        let mut shape = self.layout.shape();
+        let cells = shape.iter().product::<i64>() as usize;
+        let (mut numbers, mut features) = (vec![0i64; cells], vec![0f32; cells * width]);
+        for (sequence, sample) in self.layout.samples().iter().enumerate() {
+            let mut at = self.layout.token_range(sequence).start + 2;
+            for (number, each) in tokens.iter().enumerate().skip(1) {
+                for token in at..at + each {
+                    numbers[token] = number as i64;
+                    let feature = |i: usize| (0.7 * (*sample as usize + token - at + i * 3) as f32).sin();
+                    (0..width).for_each(|i| features[token * width + i] = feature(i));
+                }
+                at += each;
+            }
+        }
+        self.layout = self.layout.with_modality(Some(Tensor::from_slice(&numbers).reshape(&shape)));
+        shape.push(width as i64);
+        self.inputs = self.inputs.with("features", Tensor::from_slice(&features).reshape(&shape));
+        self
     }
 
     pub(crate) fn rows(&self, rows: std::ops::Range<usize>) -> Self {

@@ -3,11 +3,12 @@
 use std::ops::Range;
 
 use pleach_base::{Result, code};
-use pleach_data::{Batch, Ragged};
+use pleach_data::{Batch, IGNORE, Ragged};
 use pleach_methods::Virtual;
 use pleach_nn::{Backbone, Form, Inputs, Layout, Reads};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use super::documents::{Cut, Documents};
 use super::front;
 use super::objective::Objective;
 use super::pass::PassInput;
@@ -46,12 +47,19 @@ pub(crate) struct Ground<'a> {
     /// What the adapter puts in front of every sequence.
     pub(crate) front: Virtual,
     pub(crate) device: Device,
+    /// How rows are cut into segments of documents, if they are.
+    pub(crate) cut: Option<Cut>,
 }
 
 impl<'a> Ground<'a> {
     /// Rows for this model with an adapter that has these virtual tokens.
     pub(crate) fn new(model: &'a dyn Backbone, front: Virtual, objective: Objective) -> Self {
-        Self { objective, reads: &model.config().info().reads, front, device: model.device() }
+        Self { objective, reads: &model.config().info().reads, front, device: model.device(), cut: None }
+    }
+
+    /// The same where rows are documents.
+    pub(crate) fn cut(self, cut: Option<Cut>) -> Self {
+        Self { cut, ..self }
     }
 }
 
@@ -76,22 +84,31 @@ impl MicroBatch {
     /// # Errors
     /// `INTERNAL` when it is not of the objective's task.
     pub(crate) fn new(ground: &Ground<'_>, batch: &Batch) -> Result<Self> {
-        let Ground { objective, reads, front, device } = *ground;
+        let Ground { objective, reads, front, device, cut } = *ground;
         if Some(batch.task) != objective.task() {
             return Err(code::INTERNAL.error(format!("a batch of {:?} for {objective:?}", batch.task)));
         }
         let samples = batch.sample_ids.clone();
-        let (input, labels) = lay_out(&batch.inputs, &samples, device);
+        let documents = cut.filter(|_| objective == Objective::CausalLm).map(|cut| cut.rows(&batch.inputs, &samples));
+        let (sequences, of) = match &documents {
+            Some(Documents { sequences, samples, .. }) => (sequences, samples),
+            None => (&batch.inputs, &samples),
+        };
+        let (mut input, labels) = lay_out(sequences, of, device);
         let labels = match objective {
             // Behind a prompt the first token of a sequence is predicted too, also where sequences are packed.
             Objective::CausalLm if front.prompt > 0 && matches!(input.layout.form(), Form::Packed { .. }) => {
-                input.inputs.get("input_ids").map(Tensor::shallow_clone)
+                let ids = || input.inputs.get("input_ids").map(Tensor::shallow_clone);
+                sequences.marks().map_or_else(ids, |marks| Some(Tensor::from_slice(&marks.labels).to_device(device)))
             }
             Objective::CausalLm => Some(labels),
             _ => batch.classes.as_ref().map(|classes| Tensor::from_slice(classes).to_device(device)),
         };
+        if let Some(Documents { segments, .. }) = documents {
+            input.layout = input.layout.segmented(segments);
+        }
         if let Some(labels) = labels {
-            return Ok(Self::of(ground, input, &labels));
+            return Ok(Self { samples, ..Self::of(ground, input, &labels) });
         }
         let mut passes = vec![front::with_virtual(input, front, reads)];
         if let Some(passages) = &batch.passages {
@@ -131,7 +148,35 @@ fn padded(sequences: &Ragged, lengths: Vec<usize>, samples: &[u64], device: Devi
     let tensor = |values: &[i64]| Tensor::from_slice(values).reshape(shape).to_device(device);
     let inputs = Inputs::ids(tensor(&padded.input_ids)).with("token_type_ids", tensor(&padded.type_ids));
     let labels = tensor(&padded.lm_labels());
-    (PassInput::new(inputs, Layout::padded(lengths, padded.width, samples.to_vec(), device)), labels)
+    let layout = Layout::padded(lengths, padded.width, samples.to_vec(), device);
+    marked(sequences, inputs, layout, labels)
+}
+
+/// The pass and its labels with what the sequences say of their tokens.
+fn marked(sequences: &Ragged, inputs: Inputs, layout: Layout, labels: Tensor) -> (PassInput, Tensor) {
+    let Some(marks) = sequences.marks() else { return (PassInput::new(inputs, layout), labels) };
+    let width = match layout.form() {
+        Form::Padded { width } => Some(*width),
+        Form::Packed { .. } => None,
+    };
+    let tensor = |values: &[i64], fill| {
+        let cells = sequences.laid_out(values, width, fill);
+        Tensor::from_slice(&cells).reshape(layout.shape()).to_device(layout.device())
+    };
+    // Where nothing stands before a token nothing predicts it: those places keep saying so.
+    let labels = tensor(&marks.labels, IGNORE).masked_fill(&labels.eq(IGNORE), IGNORE);
+    if marks.modality.iter().all(|number| *number == 0) {
+        return (PassInput::new(inputs, layout), labels);
+    }
+    let modality = tensor(&marks.modality, 0);
+    let rows = Tensor::from_slice(&marks.features).reshape([-1, marks.width as i64]).to_device(layout.device());
+    let places = modality.reshape([-1]).ne(0).nonzero().squeeze_dim(1);
+    let mut shape = layout.shape();
+    let features = Tensor::zeros([shape.iter().product(), marks.width as i64], (Kind::Float, layout.device()));
+    let features = features.index_copy(0, &places, &rows);
+    shape.push(marks.width as i64);
+    let inputs = inputs.with("features", features.reshape(&shape));
+    (PassInput::new(inputs, layout.with_modality(Some(modality))), labels)
 }
 
 fn packed(sequences: &Ragged, lengths: Vec<usize>, samples: &[u64], device: Device) -> (PassInput, Tensor) {
@@ -139,7 +184,7 @@ fn packed(sequences: &Ragged, lengths: Vec<usize>, samples: &[u64], device: Devi
     let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
     let inputs = Inputs::ids(tensor(&packed.input_ids)).with("token_type_ids", tensor(&packed.type_ids));
     let labels = tensor(&packed.lm_labels());
-    (PassInput::new(inputs, Layout::packed(lengths, samples.to_vec(), device)), labels)
+    marked(sequences, inputs, Layout::packed(lengths, samples.to_vec(), device), labels)
 }
 
 #[cfg(test)]
@@ -155,6 +200,7 @@ mod tests {
             reads: &Reads::TEXT,
             front: Virtual { prompt, prefix: 0 },
             device: Device::Cpu,
+            cut: None,
         };
         let count = |prompt, lengths: &[u32]| {
             let rows: Vec<_> =

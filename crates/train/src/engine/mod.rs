@@ -6,6 +6,7 @@
 
 mod batch;
 mod blockwise;
+mod documents;
 mod front;
 mod objective;
 mod pass;
@@ -240,7 +241,7 @@ impl<'a> Engine<'a> {
                 group: machine.group,
                 observer: machine.observer,
                 hooks: &task.setup.adapter,
-                ground: task.ground(self.model),
+                ground: task.ground_at(self.model, 0),
             },
             set,
             metrics,

@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use tch::Tensor;
 
 use super::batch::Ground;
+use super::documents::Cut;
 use super::objective::Objective;
 use super::state::{StateHeader, TaskState};
 use crate::flat::FlatLayout;
@@ -128,7 +129,14 @@ impl Task {
 
     /// What its rows are laid out for.
     pub(super) fn ground<'a>(&self, model: &'a dyn Backbone) -> Ground<'a> {
-        Ground::new(model, self.setup.adapter.config().virtual_tokens(), self.setup.objective)
+        self.ground_at(model, self.step)
+    }
+
+    /// The same at a step: draws about rows are the same whenever that is asked for.
+    pub(super) fn ground_at<'a>(&self, model: &'a dyn Backbone, step: u64) -> Ground<'a> {
+        let (config, key) = (self.setup.adapter.config(), self.setup.adapter.parts().key);
+        let cut = config.segments().map(|segments| Cut { segments, key: key.named("windows").with(step) });
+        Ground::new(model, config.virtual_tokens(), self.setup.objective).cut(cut)
     }
 
     /// The tensors that its method changes by itself, in the plan's order.

@@ -40,7 +40,7 @@ pub(super) fn score(scorer: &Scorer<'_>, examples: &[Example], metrics: &[Metric
 
 fn length(example: &Example) -> usize {
     match &example.content {
-        Content::Lm(input) | Content::Classification { input, .. } => input.len(),
+        Content::Lm(input) | Content::Marked(input, _) | Content::Classification { input, .. } => input.len(),
         Content::Pair { passage, .. } => passage.len(),
     }
 }

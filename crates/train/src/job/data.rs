@@ -5,8 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use pleach_base::{Result, TaskName, code};
-use pleach_data::{Batch, Cursor, Dataset, Encoder, Example, Limits, Loader, OpenOptions, Order, Plan, RowCache, Side};
-use pleach_methods::Virtual;
+use pleach_data::{
+    Batch, Cursor, Dataset, Encoder, Example, Limits, Loader, OpenOptions, Order, Plan, RowCache, Side, Understood,
+};
+use pleach_methods::AdapterConfig;
 use pleach_nn::BackboneConfig;
 use pleach_spec::job::{DataSpec, DataTask, EvalSpec, TrainSpec};
 
@@ -50,14 +52,13 @@ pub(super) struct Opener<'a> {
     cx: &'a Preparation,
     model: &'a dyn BackboneConfig,
     folder: &'a std::path::Path,
-    /// What the adapter puts in front of every sequence.
-    front: Virtual,
+    adapter: &'a dyn AdapterConfig,
     sources: RefCell<Vec<SourceDigest>>,
 }
 
 impl<'a> Opener<'a> {
-    pub(super) fn new(cx: &'a Preparation, model: &'a Model, front: Virtual) -> Self {
-        Self { cx, model: model.config(), folder: &model.folder, front, sources: RefCell::default() }
+    pub(super) fn new(cx: &'a Preparation, model: &'a Model, adapter: &'a dyn AdapterConfig) -> Self {
+        Self { cx, model: model.config(), folder: &model.folder, adapter, sources: RefCell::default() }
     }
 
     /// All sources that were opened, in order: to be compared with those of other ranks.
@@ -66,18 +67,30 @@ impl<'a> Opener<'a> {
     }
 
     fn limits(&self, task: DataTask) -> Limits {
-        let (info, front) = (self.model.info(), self.front);
+        let (info, front) = (self.model.info(), self.adapter.virtual_tokens());
         let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Limits {
             vocab_size: small(info.vocab_size),
             num_labels: (task == DataTask::SequenceClassification).then_some(small(info.num_labels)),
-            max_positions: Some(small(info.max_positions.saturating_sub(front.prompt + front.prefix))),
+            // Segments are sequences of their own: a document may be longer than any.
+            max_positions: match self.adapter.segments() {
+                Some(_) => None,
+                None => Some(small(info.max_positions.saturating_sub(front.prompt + front.prefix))),
+            },
         }
     }
 
+    /// What rows may say of their tokens.
+    fn understood(&self) -> Understood {
+        let kinds = self.adapter.modalities();
+        let (modalities, width) = kinds.map_or((Vec::new(), 0), |kinds| (kinds.tokens, kinds.width));
+        Understood { segments: self.adapter.segments().is_some(), modalities, width }
+    }
+
     fn encoder(&self, encoders: &mut Encoders, spec: &DataSpec, side: Side) -> Result<Arc<Encoder>> {
-        encoders.get(&format!("{spec:?} {side:?} {:?}", self.front), || {
-            Encoder::open(spec, self.folder, side, self.limits(spec.task))
+        let (limits, understood) = (self.limits(spec.task), self.understood());
+        encoders.get(&format!("{spec:?} {side:?} {limits:?} {understood:?}"), || {
+            Ok(Encoder::open(spec, self.folder, side, limits)?.understanding(understood))
         })
     }
 

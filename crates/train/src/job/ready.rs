@@ -82,8 +82,7 @@ fn task(cx: &Preparation, model: &Model, encoders: &mut Encoders, spec: &TaskSpe
     let job = &cx.job.spec;
     let name = TaskName::from(spec.name.as_str());
     let data_spec = data_of(&cx.job, spec)?;
-    let front = plan.config.virtual_tokens();
-    let opener = Opener::new(cx, model, front);
+    let opener = Opener::new(cx, model, plan.config.as_ref());
     let data = opener.task(encoders, data_spec, &job.train, &name)?;
     let eval = match &job.eval {
         Some(eval) => {
