@@ -208,7 +208,7 @@ fn segments(row: &Map<String, Value>, length: usize) -> Result<Vec<u32>, Fault> 
     Ok(types.into_iter().map(|kind| kind as u32).collect())
 }
 
-pub(crate) fn numbers(name: &str, value: &Value) -> Result<Vec<u64>, Fault> {
+fn numbers(name: &str, value: &Value) -> Result<Vec<u64>, Fault> {
     let wrong = || Fault::row(format!("field `{name}` is {}, not an array of token ids", brief(value)));
     let items = value.as_array().ok_or_else(wrong)?;
     items.iter().map(|item| item.as_u64().ok_or_else(wrong)).collect()

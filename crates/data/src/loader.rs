@@ -13,7 +13,7 @@ use crate::encode::Encoder;
 use crate::plan::{LaneRows, LaneStep};
 
 /// A lane's part of a step, ready for the trainer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LaneBatch {
     /// Step, epoch, lane, positions.
     pub at: LaneStep,

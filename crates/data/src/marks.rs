@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use crate::batch::IGNORE;
-use crate::fields::{brief, numbers};
+use crate::fields::brief;
 use crate::row::Fault;
 
 /// Fields of a row that are read beside `input_ids`, for causal language modelling.

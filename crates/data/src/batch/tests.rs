@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::Encoded;
 
 fn encoded(ids: &[u32]) -> Encoded {
     Encoded { ids: ids.to_vec(), type_ids: ids.iter().map(|id| id % 2).collect() }

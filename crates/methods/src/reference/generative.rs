@@ -134,7 +134,8 @@ fn written(
 /// Real tokens of each segment, which stand first.
 fn lengths(mask: &Tensor) -> Result<Vec<usize>> {
     let mask = mask.flatten(0, 1).to_kind(Kind::Int64); // [n, l]
-    let lengths: Vec<i64> = Vec::try_from(mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64))?;
+    let lengths = Vec::try_from(mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64));
+    let lengths: Vec<i64> = lengths.map_err(|_| bad("input.mask: has not one sum a segment"))?;
     let first = Tensor::arange(mask.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
     let expected = first.lt_tensor(&Tensor::from_slice(&lengths).unsqueeze(1)).to_kind(Kind::Int64);
     if expected != mask || lengths.contains(&0) {

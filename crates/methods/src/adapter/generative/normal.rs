@@ -11,7 +11,7 @@
 //! ```
 
 use pleach_base::rng::Key;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::Normalise;
 
@@ -174,7 +174,7 @@ fn leading(states: &Tensor, rank: i64, key: Key) -> Directions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
+    use tch::{Device, Kind};
 
     fn drawn(shape: &[i64], seed: u64) -> Tensor {
         let mut rng = Key::seed(seed).rng();

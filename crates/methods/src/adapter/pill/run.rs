@@ -1,7 +1,5 @@
 //! The hooks of PILL.
 
-use std::sync::Arc;
-
 use pleach_base::Result;
 use pleach_nn::{Layout, OpWeights, Role, Site, SiteCx, SiteHook, SiteId};
 use tch::{Kind as Element, Tensor};
@@ -36,11 +34,19 @@ impl Bottleneck {
 }
 
 /// The stage of the pass at hand.
-#[derive(Clone)]
 enum Now {
     Always(Stage),
     /// As this tensor says, which the end of a phase changes.
-    Kept(Arc<Tensor>),
+    Kept(Tensor),
+}
+
+impl Clone for Now {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Always(stage) => Self::Always(*stage),
+            Self::Kept(tensor) => Self::Kept(tensor.shallow_clone()),
+        }
+    }
 }
 
 impl Now {
@@ -77,7 +83,7 @@ pub(super) fn hooks(config: &Config, parts: &Parts<'_>) -> Result<Hooks> {
     let last = parts.plan.sites.iter().filter_map(|id| parts.site(*id).block).max();
     let now = match config.stages() {
         [stage] => Now::Always(*stage),
-        _ => Now::Kept(Arc::new(parts.get(STAGE)?.shallow_clone())),
+        _ => Now::Kept(parts.get(STAGE)?.shallow_clone()),
     };
     let numbered = |site: SiteId, name: &dyn Fn(usize) -> &'static str| -> Result<Vec<(i64, Tensor)>> {
         let there = (0..kinds.len()).filter(|number| parts.plan.part(site, name(*number)).is_some());
