@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use check::{Cut, Finding};
 use data::Rows;
+pub(crate) use data::understood;
 pub(crate) use export::Export;
 pub(crate) use report::{Report, Task};
 pub(crate) use subject::Subject;

@@ -5,9 +5,12 @@ use std::path::Path;
 
 use pleach_base::{Result, TaskName};
 use pleach_data::{Content, Dataset, Encoder, Limits, OpenOptions, Order, Plan, RowCache, Side};
+use pleach_methods::parse_adapter;
 use pleach_nn::BackboneConfig;
 use pleach_spec::Job;
 use pleach_spec::job::{DataSpec, DataTask, Determinism};
+
+use crate::audit::understood;
 
 /// Rows that are looked at, at most.
 const LOOK: usize = 20_000;
@@ -16,15 +19,21 @@ const PADDING_WORTH_AVOIDING: f64 = 1.1;
 
 /// Tokens of the largest pass of every task; `None` where the rows are elsewhere, or cannot be read.
 pub(super) fn largest(job: &Job, folder: &Path, model: &dyn BackboneConfig) -> Vec<Option<u64>> {
-    let of = |task: &pleach_spec::job::TaskSpec| {
+    let of = |(index, task): (usize, &pleach_spec::job::TaskSpec)| {
         let data = task.data.as_ref().or(job.spec.data.as_ref())?;
         let here = !data.source.contains("://") || data.source.starts_with("file://");
-        here.then(|| of_task(job, &task.name, data, folder, model).ok()).flatten()
+        here.then(|| of_task(job, (index, &task.name), data, folder, model).ok()).flatten()
     };
-    job.spec.tasks.iter().map(of).collect()
+    job.spec.tasks.iter().enumerate().map(of).collect()
 }
 
-fn of_task(job: &Job, name: &str, data: &DataSpec, folder: &Path, model: &dyn BackboneConfig) -> Result<u64> {
+fn of_task(
+    job: &Job,
+    (index, name): (usize, &str),
+    data: &DataSpec,
+    folder: &Path,
+    model: &dyn BackboneConfig,
+) -> Result<u64> {
     let (info, train) = (model.info(), &job.spec.train);
     let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let limits = Limits {
@@ -32,7 +41,8 @@ fn of_task(job: &Job, name: &str, data: &DataSpec, folder: &Path, model: &dyn Ba
         num_labels: (data.task == DataTask::SequenceClassification).then_some(small(info.num_labels)),
         max_positions: Some(small(info.max_positions)),
     };
-    let encoder = Encoder::open(data, folder, Side::Both, limits)?;
+    let adapter = parse_adapter(job, index)?;
+    let encoder = Encoder::open(data, folder, Side::Both, limits)?.understanding(understood(adapter.as_ref()));
     let rows = RowCache::of_user();
     let options = OpenOptions { max_bad_rows: data.max_bad_rows, rows, ..OpenOptions::default() };
     let dataset = Dataset::open_source(&data.source, &encoder, &options)?;
