@@ -38,7 +38,12 @@ pub struct Understood {
 
 impl Marks {
     /// Reads those of a row of `ids`; `None` when it has none.
-    pub(crate) fn read(row: &Map<String, Value>, ids: &[u32], vocab: u32, may: &Understood) -> Result<Option<Self>, Fault> {
+    pub(crate) fn read(
+        row: &Map<String, Value>,
+        ids: &[u32],
+        vocab: u32,
+        may: &Understood,
+    ) -> Result<Option<Self>, Fault> {
         let given = |name: &str| row.get(name).filter(|value| !value.is_null());
         if FIELDS.iter().all(|name| given(name).is_none()) {
             return Ok(None);
@@ -72,7 +77,9 @@ impl Marks {
     fn items(&self, may: &Understood) -> Result<(), Fault> {
         let kinds = may.modalities.len().max(1) as i64;
         if let Some(other) = self.modality.iter().find(|number| !(0..kinds).contains(*number)) {
-            return Err(Fault::row(format!("field `modality_ids` has {other}, and the adapter has {kinds} modalities")));
+            return Err(Fault::row(format!(
+                "field `modality_ids` has {other}, and the adapter has {kinds} modalities"
+            )));
         }
         for run in self.modality.chunk_by(|a, b| a == b) {
             let each = may.modalities.get(run[0] as usize).copied().unwrap_or(0);
@@ -105,7 +112,8 @@ impl Marks {
 
 /// One whole number a token.
 fn whole(name: &str, value: &Value, length: usize) -> Result<Vec<i64>, Fault> {
-    let wrong = || Fault::row(format!("field `{name}` is {}, not one number for each of {length} tokens", brief(value)));
+    let wrong =
+        || Fault::row(format!("field `{name}` is {}, not one number for each of {length} tokens", brief(value)));
     let items = value.as_array().filter(|items| items.len() == length).ok_or_else(wrong)?;
     items.iter().map(|item| item.as_i64().ok_or_else(wrong)).collect()
 }

@@ -260,7 +260,10 @@ mod tests {
         let mut part = Ragged::default();
         part.push_part(&all, 1, 2..3);
         part.push_part(&all, 0, 0..2);
-        assert_eq!((part.row(0), part.row(1), &part.marks().unwrap().features[..]), (&[9][..], &[5, 6][..], &[1.5][..]));
+        assert_eq!(
+            (part.row(0), part.row(1), &part.marks().unwrap().features[..]),
+            (&[9][..], &[5, 6][..], &[1.5][..])
+        );
         assert_eq!(part.predicted(), 1);
         part.mute_last();
         assert_eq!(part.predicted(), 0);

@@ -72,7 +72,8 @@ fn segments([documents, each]: [i64; 2], windows: bool) -> Result<Vec<Segment>> 
 
 /// One target by itself, in the precision of the recording.
 fn module(recording: &Recording, config: &Config, windows: bool, compared: &mut Compared) -> Result<()> {
-    let leaves: Vec<Tensor> = PARTS.iter().map(|part| recording.leaf(&format!("param.{part}"))).collect::<Result<_>>()?;
+    let leaves: Vec<Tensor> =
+        PARTS.iter().map(|part| recording.leaf(&format!("param.{part}"))).collect::<Result<_>>()?;
     let parts = <[Tensor; 5]>::try_from(leaves.iter().map(Tensor::shallow_clone).collect::<Vec<_>>());
     let generator = config.generator(parts.map_err(|_| bad("a generator has five tensors"))?);
     let (x, hidden) = (recording.leaf("input.x")?, recording.leaf("input.hidden")?);

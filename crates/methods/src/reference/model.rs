@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use pleach_base::{Result, ResultExt as _, code};
-use pleach_nn::{Backbone, BackboneConfig, HeadKind, HeadOptions, ModelDir, OutTensor, Precision, TensorFile, configure};
+use pleach_nn::{
+    Backbone, BackboneConfig, HeadKind, HeadOptions, ModelDir, OutTensor, Precision, TensorFile, configure,
+};
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
@@ -20,7 +22,8 @@ impl Model {
     /// Those of configuring and building a model: a field that is not built, a tensor that is missing.
     pub(super) fn causal(config: Map<String, Value>, tensors: &BTreeMap<String, Tensor>) -> Result<Self> {
         let entries = tensors.iter().map(|(name, tensor)| (name, OutTensor::of(tensor).to(Kind::Float)));
-        let bytes = safetensors::serialize(entries, None).or_code(code::INTERNAL, || "no file of weights".to_owned())?;
+        let bytes =
+            safetensors::serialize(entries, None).or_code(code::INTERNAL, || "no file of weights".to_owned())?;
         let dir = ModelDir::of_config(config).with_weights(TensorFile::in_memory(&bytes)?);
         let options = HeadOptions { kind: Some(HeadKind::CausalLm), ..HeadOptions::default() };
         let config = configure(&dir, &options)?;

@@ -187,7 +187,9 @@ impl Case<'_> {
     /// A recorded parameter, trained or not.
     fn value(&self, name: &str) -> Result<Tensor> {
         let found = self.recording.find(&format!("param.{name}"));
-        found.or_else(|| self.recording.find(&format!("frozen.{name}"))).ok_or_else(|| bad(format!("param.{name} is missing")))
+        found
+            .or_else(|| self.recording.find(&format!("frozen.{name}")))
+            .ok_or_else(|| bad(format!("param.{name} is missing")))
     }
 
     /// `[b, images, tokens, width]` to `[b, s, width]`: features at the places of their images, in order.

@@ -17,7 +17,8 @@ fn llama() -> Model {
 }
 
 fn config(norm: &str) -> Arc<dyn AdapterConfig> {
-    let options: Value = json!({"fastlora_r": 6, "fastlora_max_rank": 3, "fastlora_alpha": 60, "window": 5, "fastlora_norm": norm});
+    let options: Value =
+        json!({"fastlora_r": 6, "fastlora_max_rank": 3, "fastlora_alpha": 60, "window": 5, "fastlora_norm": norm});
     parse("generative", &options)
 }
 

@@ -113,7 +113,9 @@ fn experts_learn_from_their_own_tokens_alone() {
     let batch = seen(&config, None);
     let images: Vec<i64> = Vec::try_from(batch.layout.modality().unwrap()).unwrap();
     let last = model.config.info().num_blocks - 1;
-    for (kind, word, other) in [(1, "image_adapter_ffn", "text_adapter_ffn"), (0, "text_adapter_ffn", "image_adapter_ffn")] {
+    for (kind, word, other) in
+        [(1, "image_adapter_ffn", "text_adapter_ffn"), (0, "text_adapter_ffn", "image_adapter_ffn")]
+    {
         adapter.params().zero_grads();
         let places: Vec<i64> = (0..images.len() as i64).filter(|at| images[*at as usize] == kind).collect();
         let logits = model.run(&batch, &all(&batch, &adapter)).index_select(0, &Tensor::from_slice(&places));
@@ -134,7 +136,10 @@ fn aligning_moves_projections_and_experts_of_images_alone() {
     let config = config(&[("stage", json!("align"))]);
     let adapter = moved(&model, &config, 5);
     let names: Vec<_> = adapter.params().iter().map(|(name, _)| name.to_owned()).collect();
-    assert!(!names.is_empty() && names.iter().all(|name| name.contains("image_adapter_ffn") || name.contains("proj.weight")));
+    assert!(
+        !names.is_empty()
+            && names.iter().all(|name| name.contains("image_adapter_ffn") || name.contains("proj.weight"))
+    );
     assert!(names.iter().all(|name| !name.contains("gate.weight") || name.contains("down_sampler_gate")), "{names:?}");
     let batch = seen(&config, Some(7));
     // In the last block text goes through the expert of images, which moves it.
@@ -142,7 +147,10 @@ fn aligning_moves_projections_and_experts_of_images_alone() {
     double(&adapter, &format!("layers.{}.", model.config.info().num_blocks - 1));
     let after = model.run(&batch, &all(&batch, &adapter));
     let text = batch.layout.modality().unwrap().eq(0);
-    let moved_text = (&after - &before).abs().amax([-1i64].as_slice(), false).masked_select(&text.logical_and(batch.layout.real().unwrap()));
+    let moved_text = (&after - &before)
+        .abs()
+        .amax([-1i64].as_slice(), false)
+        .masked_select(&text.logical_and(batch.layout.real().unwrap()));
     assert!(moved_text.min().double_value(&[]) > 0.0);
     let images = text.logical_not();
     let moved_images = (&after - &before).abs().amax([-1i64].as_slice(), false).masked_select(&images);

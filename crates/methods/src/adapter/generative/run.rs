@@ -2,7 +2,6 @@
 //! segments add.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pleach_base::{Result, code};
 use pleach_nn::{Form, Layout, OpWeights, Role, Segment, Site, SiteCx, SiteHook, SiteId};
@@ -11,58 +10,34 @@ use tch::{Kind, Tensor};
 use super::normal::Rule;
 use super::state::{Generator, Maps, Sum, feeding};
 use super::{A1, A2, A3, B, Config, NORM};
-use crate::adapter::common::Dropout;
+use crate::adapter::common::{Dropout, Relay};
 use crate::adapter::{Hooks, Parts, SiteMethod};
 
-/// A cell that two hooks of one adapter share within a pass.
-#[derive(Debug, Default)]
-pub(super) struct Cell<T>(Arc<Mutex<Option<T>>>);
-
-impl<T> Clone for Cell<T> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl<T> Cell<T> {
-    fn held(&self) -> MutexGuard<'_, Option<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn put(&self, value: T) {
-        *self.held() = Some(value);
-    }
-
-    pub(super) fn take(&self) -> Option<T> {
-        self.held().take()
-    }
-}
-
 /// At the place before a block: the hidden states that its targets' states are made of.
-struct Input(Vec<Cell<Tensor>>);
+struct Input(Vec<Relay<Tensor>>);
 
 /// At a target.
 struct Target {
     generator: Generator,
-    hidden: Cell<Tensor>,
+    hidden: Relay<Tensor>,
     dropout: Dropout,
     /// While a context is read: what went before this pass, and what there is after it.
-    reading: Option<Cell<Sum>>,
+    reading: Option<Relay<Sum>>,
 }
 
 /// The hooks; `reading` gives each target a cell for the sum of a context's states.
-pub(super) fn hooks(config: &Config, parts: &Parts<'_>, reading: Option<&BTreeMap<SiteId, Cell<Sum>>>) -> Result<Hooks> {
-    let mut inputs: BTreeMap<SiteId, Vec<Cell<Tensor>>> = BTreeMap::new();
+pub(super) fn hooks(config: &Config, parts: &Parts<'_>, reading: Option<&BTreeMap<SiteId, Relay<Sum>>>) -> Result<Hooks> {
+    let mut inputs: BTreeMap<SiteId, Vec<Relay<Tensor>>> = BTreeMap::new();
     let mut hooks = Hooks::new();
     for id in parts.plan.sites.iter().filter(|id| parts.site(**id).role != Role::BlockIn) {
         let site = parts.site(*id);
-        let hidden = Cell(Arc::default());
-        inputs.entry(input_of(parts, site)?).or_default().push(hidden.clone());
+        let hidden = Relay::new();
+        inputs.entry(input_of(parts, site)?).or_default().push(hidden.share());
         let target = Target {
             generator: generator(config, parts, site)?,
             hidden,
             dropout: Dropout::new(config.dropout, parts.key, "fastlora", &site.path),
-            reading: reading.and_then(|reading| reading.get(id)).cloned(),
+            reading: reading.and_then(|reading| reading.get(id)).map(Relay::share),
         };
         hooks.insert(*id, Box::new(target));
     }
@@ -152,7 +127,7 @@ fn sequence(layout: &Layout, tensor: &Tensor, i: usize) -> Tensor {
 impl SiteHook for Target {
     fn after(&self, cx: &SiteCx<'_>, x: &[Tensor], y: Vec<Tensor>) -> Vec<Tensor> {
         let Some(hidden) = self.hidden.take() else { return y };
-        let (layout, before) = (cx.layout, self.reading.as_ref().and_then(Cell::take));
+        let (layout, before) = (cx.layout, self.reading.as_ref().and_then(Relay::take));
         let alone;
         let segments = match layout.segments() {
             [] if self.reading.is_none() => return y,
