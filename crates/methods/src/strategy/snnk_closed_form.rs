@@ -301,7 +301,7 @@ mod run {
         }
     }
 
-    /// Adds what a step gave to the sums, and leaves no gradient.
+    /// Adds what a step gave to the sums.
     pub(super) fn add(parts: &Parts<'_>) -> Result<()> {
         let site = site(parts)?;
         let [w, gram, totals, cross] = [W, GRAM, TOTALS, CROSS].map(|name| parts.part(site, name));
@@ -311,7 +311,8 @@ mod run {
         let targets = sums.unsqueeze(0) / classes - w.grad() * rows; // [classes, m]
         let _ = cross.shallow_clone().g_add_(&targets);
         let _ = gram.shallow_clone().g_add_(&gram.grad());
-        for tensor in parts.plan.trained() {
+        // The readout keeps its own, which says that it is being worked on.
+        for tensor in parts.plan.trained().filter(|tensor| tensor.part != W) {
             let mut grad = parts.get(&tensor.name)?.grad();
             if grad.defined() {
                 let _ = grad.zero_();

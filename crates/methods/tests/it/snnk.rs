@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use pleach_base::code;
 use pleach_base::rng::Key;
-use pleach_methods::{Adapter, AdapterConfig, Export, MethodKind, find};
-use pleach_nn::{BaseOp, Group, HookSet, Part, Role, SiteCx, SiteHook, SiteId, families};
+use pleach_methods::{Adapter, AdapterConfig, Export, MethodKind, StepInfo, find};
+use pleach_nn::{
+    BaseOp, Group, HeadKind, HookSet, Part, Precision, Role, SiteCx, SiteHook, SiteId, families, write_tiny,
+};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
@@ -148,4 +150,52 @@ fn an_uptrained_part_is_features_and_the_last_map() {
     let frozen = model.backbone.weights(down.id).unwrap();
     let expected = phi.linear(y, None::<&Tensor>).linear(&frozen.weight, frozen.bias.as_ref());
     assert_near(&found, &expected, 1e-5);
+}
+
+/// Sums that came in through gradients, in parts, have the solution of all rows at once.
+#[test]
+fn a_head_in_closed_form_is_the_least_squares_one() {
+    let bert = *families().iter().find(|family| family.name() == "bert").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    write_tiny(bert, Some(HeadKind::SequenceClassification), folder.path(), 7).unwrap();
+    let model = crate::support::model_at(folder.path(), Precision::Fp32);
+    let classes = model.config.info().num_labels as i64;
+    let options = json!({"num_rfs": 6, "ridge": 0.5, "normalize": "none"});
+    let method = find(MethodKind::Strategy, "snnk_closed_form").unwrap();
+    let config: Arc<dyn AdapterConfig> = method.parse(options.as_object().unwrap(), "strategy").unwrap().into();
+    let adapter = fresh(&model, &config, Key::seed(3));
+    let before = adapter.params().digest();
+    let head = model.config.sites().with_role(Role::Head).last().unwrap();
+    let batch = model.batch(&[6, 4, 5, 3, 2, 6], Some(7));
+    let (mut phis, mut targets) = (Vec::new(), Vec::new());
+    for step in 0..3u64 {
+        let part = batch.rows(2 * step as usize..2 * step as usize + 2);
+        let labels = Tensor::from_slice(&[step as i64 % classes, (step as i64 + 1) % classes]);
+        let site = [head.id, head.id];
+        let spy = || Spy { hook: adapter.at(head.id).unwrap(), seen: RefCell::new(None) };
+        let probe = Probe { inner: &adapter, sites: site, first: spy(), last: spy() };
+        let logits = model.run_at(&part, &[Group { rows: 0..2, hooks: &probe }], true, step);
+        assert_eq!(logits.abs().max().double_value(&[]), 0.0, "nothing is predicted before the solution");
+        let loss = logits.cross_entropy_loss::<Tensor>(&labels, None, tch::Reduction::Mean, -100, 0.0);
+        loss.backward();
+        let info = StepInfo::new(step + 1, 3, &[3]);
+        adapter.before_update(info).unwrap();
+        assert_ne!(adapter.params().digest(), before);
+        if info.ends_phase() {
+            adapter.end_phase(info).unwrap();
+        }
+        adapter.params().zero_grads();
+        let [x, _] = probe.first.seen.take().unwrap();
+        let g = adapter.kept().iter().find(|(name, _)| name.ends_with("bundled_G")).unwrap().1;
+        phis.push(x.linear(g, None::<&Tensor>).relu() / 6f64.sqrt());
+        targets.push(labels.one_hot(classes));
+    }
+    let (phi, targets) = (Tensor::cat(&phis, 0).to_kind(Kind::Double), Tensor::cat(&targets, 0).to_kind(Kind::Double));
+    let ridge = Tensor::eye(6, (Kind::Double, tch::Device::Cpu)) * 0.5;
+    let expected = (phi.tr().matmul(&phi) + ridge).inverse().matmul(&phi.tr()).matmul(&targets).tr();
+    let (_, w) = adapter.params().iter().find(|(name, _)| name.ends_with("bundled_W")).unwrap();
+    assert_near(w, &expected, 1e-5);
+    assert!(expected.abs().max().double_value(&[]) > 0.1);
+    let files: Vec<_> = adapter.exported().unwrap().into_iter().map(|(name, _)| name).collect();
+    assert!(files.iter().any(|name| name.ends_with("bundled_W")) && !files.iter().any(|name| name.ends_with("gram")));
 }

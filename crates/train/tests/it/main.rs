@@ -13,4 +13,5 @@ mod job;
 mod parity;
 mod processes;
 mod remote;
+mod snnk;
 mod zoo;
