@@ -99,6 +99,10 @@ impl<C: AroundOptions> Method for Typed<C> {
         Ok(Some(Box::new(Self::checked(options, at)?)))
     }
 
+    fn inner(&self) -> Option<(&'static str, &'static str)> {
+        Some(C::INNER)
+    }
+
     fn import(&self, config: &Map<String, Value>) -> Result<Box<dyn AdapterConfig>> {
         let (method, fields) = inner(config)?;
         Self::in_file(config, method.import(fields))

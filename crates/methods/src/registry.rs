@@ -36,6 +36,11 @@ pub trait Method: std::marker::Sync {
         Ok(None)
     }
 
+    /// For a method that stands around adapters: the adapter of its tests, by method and options as JSON.
+    fn inner(&self) -> Option<(&'static str, &'static str)> {
+        None
+    }
+
     /// Types an `adapter_config.json`: the same options, beside fields that say nothing about the method.
     ///
     /// # Errors

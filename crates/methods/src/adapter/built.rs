@@ -73,6 +73,11 @@ impl<'a> Parts<'a> {
         &self.sites[site]
     }
 
+    /// All sites of the backbone.
+    pub fn sites(&self) -> impl Iterator<Item = &'a Site> {
+        self.sites.iter()
+    }
+
     /// The same with some of the tensors planned by a part of a composition.
     #[must_use]
     pub fn under(&self, plan: &'a Plan, key: Key) -> Self {
@@ -311,7 +316,7 @@ fn shape_of(tensor: &Tensor) -> Vec<usize> {
 }
 
 fn fresh(config: &dyn AdapterConfig, tensor: &PlannedTensor, base: &dyn Backbone, key: Key) -> Result<Tensor> {
-    let key = key.named("init").named(&tensor.name);
+    let key = key.named("init").named(config.drawn_as(tensor));
     if tensor.init == Init::Derived {
         let _no_grad = tch::no_grad_guard();
         return config.initial(tensor, base, key);

@@ -53,6 +53,7 @@ registry! {
     boft,
     bottleneck,
     compacter,
+    domain,
     fourierft,
     fuse,
     generative,
@@ -76,6 +77,7 @@ registry! {
     stack,
     trainable_tokens,
     vera,
+    visual_adapter,
 }
 
 /// The options of one method, typed: what its file implements.
@@ -149,6 +151,22 @@ pub struct Modalities {
     pub width: usize,
 }
 
+/// Which half of a bottleneck a tensor belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    /// The map to the inner width.
+    Down,
+    /// The map from it.
+    Up,
+}
+
+impl Half {
+    /// The half that has `part` among its names.
+    pub(crate) fn of(part: &str, down: &[&str], up: &[&str]) -> Option<Self> {
+        if down.contains(&part) { Some(Self::Down) } else { up.contains(&part).then_some(Self::Up) }
+    }
+}
+
 /// What an `adapter_config.json` says beside the method's own fields.
 #[derive(Clone, Debug)]
 pub struct Export<'a> {
@@ -203,6 +221,16 @@ pub trait AdapterConfig: HasCard + Debug + Send + std::marker::Sync {
         None
     }
 
+    /// Which half of a bottleneck a parameter belongs to, for strategies that treat them differently.
+    fn half(&self, _tensor: &PlannedTensor) -> Option<Half> {
+        None
+    }
+
+    /// The name under which the first value of a tensor is drawn: tensors with one name, init and shape begin alike.
+    fn drawn_as<'t>(&self, tensor: &'t PlannedTensor) -> &'t str {
+        &tensor.name
+    }
+
     /// The learning rate of a parameter, as a multiple of the task's.
     fn lr_scale(&self, _tensor: &PlannedTensor) -> f64 {
         1.0
@@ -220,8 +248,9 @@ pub trait AdapterConfig: HasCard + Debug + Send + std::marker::Sync {
         false
     }
 
-    /// Whether the update of a step moves a tensor: if not there is no decay, its moments stay, nothing is counted.
-    fn updates(&self, _tensor: &PlannedTensor, _step: StepInfo) -> bool {
+    /// Whether the update of a step moves a tensor: if not there is no decay, its moments stay, nothing is counted. `key` is
+    /// the task's: what is drawn from it is the same on all ranks.
+    fn updates(&self, _tensor: &PlannedTensor, _step: StepInfo, _key: pleach_base::rng::Key) -> bool {
         true
     }
 

@@ -9,6 +9,6 @@ pub(crate) use serde_json::{Map, Value};
 pub(crate) use super::common::{
     Bias, Layers, Targets, options, parameter, peft_tuner, positive, refuse, sample_job, share,
 };
-pub(crate) use super::{AdapterConfig, Export, Options};
+pub(crate) use super::{AdapterConfig, Export, Half, Options};
 pub(crate) use crate::card::{Card, Invalid, Sync};
 pub(crate) use crate::plan::{Plan, PlannedTensor};

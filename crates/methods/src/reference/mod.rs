@@ -15,6 +15,8 @@ mod training;
 
 mod generative;
 mod hydra;
+mod mixda;
+mod mosa;
 mod p_adapter;
 mod pill;
 mod snnk;
@@ -39,7 +41,15 @@ struct Page {
     repeat: fn(&Recording, &dyn Train, &mut Compared) -> Result<()>,
 }
 
-static PAGES: &[Page] = &[snnk::PAGE, generative::PAGE, p_adapter::PAGE, pill::PAGE, hydra::PAGE];
+static PAGES: &[Page] = &[
+    snnk::PAGE,
+    generative::PAGE,
+    mixda::PAGE,
+    mosa::PAGE,
+    p_adapter::PAGE,
+    pill::PAGE,
+    hydra::PAGE,
+];
 
 /// What came of one recording.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -2,5 +2,7 @@
 //! word in the registry below.
 
 crate::around::registry! {
+    mixda,
+    mosa,
     snnk_closed_form,
 }

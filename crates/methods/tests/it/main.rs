@@ -13,6 +13,8 @@ mod groups;
 mod lora;
 mod malformed;
 mod merging;
+mod mixda;
+mod mosa;
 mod parity;
 mod pill;
 mod snnk;

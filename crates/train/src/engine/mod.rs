@@ -9,6 +9,7 @@ mod blockwise;
 mod documents;
 mod front;
 mod objective;
+mod packed;
 mod pass;
 mod reload;
 mod save;

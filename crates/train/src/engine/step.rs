@@ -19,6 +19,7 @@ use tch::{Kind, Tensor};
 use super::batch::{MicroBatch, StepBatch};
 use super::blockwise;
 use super::objective::{Objective, wrong_head};
+use super::packed::Packed;
 use super::pass::{Mode, PassInput, forward};
 use super::task::{Pending, Task};
 use crate::loss::{self, Counts, Term, contrastive};
@@ -350,28 +351,30 @@ fn note_broken(grads: &Tensor, unit: &Unit, broken: &mut Vec<u64>) {
     }
 }
 
-/// The sum of the gradients `[n]` and of the losses over all ranks.
+/// The sum of the gradients `[n]` and of the losses over all ranks. Tensors that this step's update leaves alone have none.
 fn reduce(group: &dyn Collective, task: &Task, lanes: usize, computed: &[Computed]) -> Result<(Tensor, f64)> {
-    let n = task.layout.numel();
+    let spans = task.spans();
+    let packed = Packed::new(&spans);
+    let n = packed.numel();
     match task.setup.determinism {
         Determinism::Fast => {
             let mut grads = match computed {
-                [one] => one.grads.shallow_clone(),
+                [one] => packed.pack(&one.grads),
                 _ => Tensor::zeros([n], (Kind::Float, group.device())),
             };
             group.all_reduce(&mut grads, ReduceOp::Sum)?;
             let sum = agree::sums(group, &[computed.iter().map(|unit| unit.sum).sum()])?[0];
-            Ok((grads, sum))
+            Ok((packed.unpack(grads), sum))
         }
         Determinism::Strict => {
-            let grads: Vec<_> = computed.iter().map(|unit| (unit.number, unit.grads.shallow_clone())).collect();
+            let grads: Vec<_> = computed.iter().map(|unit| (unit.number, packed.pack(&unit.grads))).collect();
             let grads = strict_sum(group, &grads, lanes, &[n], Kind::Float)?;
             let sums: Vec<_> = computed
                 .iter()
                 .map(|unit| (unit.number, Tensor::from_slice(&[unit.sum]).to_device(group.device())))
                 .collect();
             let sum = strict_sum(group, &sums, lanes, &[1], Kind::Double)?;
-            Ok((grads, sum.double_value(&[0])))
+            Ok((packed.unpack(grads), sum.double_value(&[0])))
         }
     }
 }

@@ -195,11 +195,11 @@ impl Task {
         if !config.partial() {
             return Cow::Borrowed(&self.spans);
         }
-        let next = self.next();
+        let (next, key) = (self.next(), self.setup.adapter.parts().key);
         Cow::Owned(Span::join(plan.trained().map(|tensor| Span {
             length: tensor.numel() as i64,
             scale: config.lr_scale(tensor),
-            moves: config.updates(tensor, next),
+            moves: config.updates(tensor, next, key),
         })))
     }
 

@@ -152,6 +152,11 @@ impl<K: Kind> AdapterConfig for Of<K> {
         own_config(self, model, export)
     }
 
+    fn half(&self, tensor: &PlannedTensor) -> Option<Half> {
+        let [down, up] = [0, 1].map(|end| [plan::WEIGHT[end], plan::BIAS[end]]);
+        Half::of(tensor.part, &down, &up)
+    }
+
     fn bottleneck(&self) -> Option<Bn> {
         Some(self.bn.clone())
     }

@@ -42,6 +42,12 @@ impl Child {
         if self.saved { method.import(&self.options) } else { method.parse(&self.options, &at) }
     }
 
+    /// One that is not trained.
+    pub(crate) fn frozen(name: &str, method: &str, init_from: Option<String>, options: Map<String, Value>) -> Self {
+        let (name, method) = (name.to_owned(), method.to_owned());
+        Self { name, method, init_from, frozen: Some(true), options, saved: false }
+    }
+
     /// The same, read from a saved adapter: its values are in the file, not elsewhere.
     pub(crate) fn read(self) -> Self {
         Self { saved: true, init_from: None, ..self }

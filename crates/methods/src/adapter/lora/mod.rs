@@ -228,6 +228,10 @@ impl AdapterConfig for Config {
         peft_config(self, Some(&self.targets), model, &Plan { sites: modules, ..Plan::default() }, export)
     }
 
+    fn half(&self, tensor: &PlannedTensor) -> Option<Half> {
+        Half::of(tensor.part, &["lora_A"], &["lora_B", "lora_bias"])
+    }
+
     fn lr_scale(&self, tensor: &PlannedTensor) -> f64 {
         match tensor.part {
             "lora_A" | "lora_B" if tensor.name.contains("lora_embedding_") => self.loraplus_lr_embedding,
