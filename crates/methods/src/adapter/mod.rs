@@ -248,9 +248,15 @@ pub trait AdapterConfig: HasCard + Debug + Send + std::marker::Sync {
         false
     }
 
-    /// Whether the update of a step moves a tensor: if not there is no decay, its moments stay, nothing is counted. `key` is
-    /// the task's: what is drawn from it is the same on all ranks.
-    fn updates(&self, _tensor: &PlannedTensor, _step: StepInfo, _key: pleach_base::rng::Key) -> bool {
+    /// Whether the update of a step moves a tensor: if not there is no decay, its moments stay, nothing is counted.
+    fn updates(&self, _tensor: &PlannedTensor, _step: StepInfo) -> bool {
+        true
+    }
+
+    /// Whether any pass of a step runs through a tensor: if not it has no gradient, which is not exchanged, and the update
+    /// leaves it alone. `key` is the task's: what is drawn from it is the same on all ranks. Asked where
+    /// [`AdapterConfig::partial`] says so.
+    fn takes_part(&self, _tensor: &PlannedTensor, _step: StepInfo, _key: pleach_base::rng::Key) -> bool {
         true
     }
 

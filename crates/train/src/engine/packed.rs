@@ -1,10 +1,10 @@
-//! The gradients of what an update moves, side by side: those of the rest are no part of it, and are not exchanged.
+//! The gradients of what takes part in a step, side by side: the rest has none, and nothing of it is exchanged.
 
 use tch::{Kind, Tensor};
 
 use crate::optim::Span;
 
-/// Which parts of the flat buffer move.
+/// Which parts of the flat buffer take part: those of spans that move.
 pub(super) struct Packed<'a> {
     spans: &'a [Span],
 }

@@ -351,9 +351,10 @@ fn note_broken(grads: &Tensor, unit: &Unit, broken: &mut Vec<u64>) {
     }
 }
 
-/// The sum of the gradients `[n]` and of the losses over all ranks. Tensors that this step's update leaves alone have none.
+/// The sum of the gradients `[n]` and of the losses over all ranks. Tensors that take no part
+/// in this step have none.
 fn reduce(group: &dyn Collective, task: &Task, lanes: usize, computed: &[Computed]) -> Result<(Tensor, f64)> {
-    let spans = task.spans();
+    let spans = task.exchanged();
     let packed = Packed::new(&spans);
     let n = packed.numel();
     match task.setup.determinism {

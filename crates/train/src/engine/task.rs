@@ -195,12 +195,27 @@ impl Task {
         if !config.partial() {
             return Cow::Borrowed(&self.spans);
         }
-        let (next, key) = (self.next(), self.setup.adapter.parts().key);
+        let next = self.next();
         Cow::Owned(Span::join(plan.trained().map(|tensor| Span {
             length: tensor.numel() as i64,
             scale: config.lr_scale(tensor),
-            moves: config.updates(tensor, next, key),
+            moves: config.updates(tensor, next) && self.takes_part(tensor),
         })))
+    }
+
+    /// The flat buffer as gradients are exchanged: those of tensors that take no part in the next step are not.
+    pub(super) fn exchanged(&self) -> Vec<Span> {
+        let span = |length, moves| Span { length, scale: 1.0, moves };
+        if !self.setup.adapter.config().partial() {
+            return vec![span(self.layout.numel(), true)];
+        }
+        let trained = self.setup.adapter.plan().trained();
+        Span::join(trained.map(|tensor| span(tensor.numel() as i64, self.takes_part(tensor))))
+    }
+
+    fn takes_part(&self, tensor: &PlannedTensor) -> bool {
+        let adapter = &self.setup.adapter;
+        adapter.config().takes_part(tensor, self.next(), adapter.parts().key)
     }
 
     /// The gradients of all leaves `[n]`, which are zero afterwards.

@@ -103,7 +103,7 @@ fn an_expert_changes_its_own_entries_alone_and_only_when_it_is_drawn() {
             let info = StepInfo::new(step, STEPS, &[STEPS]);
             for tensor in adapter.plan().trained().filter(|tensor| tensor.name.contains(".expert_")) {
                 let name = &tensor.name;
-                if config.updates(tensor, info, adapter.parts().key) {
+                if config.takes_part(tensor, info, adapter.parts().key) {
                     moved += usize::from(!same(&now[name], &before[name]));
                 } else {
                     left += 1;

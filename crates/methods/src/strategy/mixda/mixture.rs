@@ -149,8 +149,12 @@ impl AdapterConfig for Mixture {
         self.task.partial()
     }
 
-    fn updates(&self, tensor: &PlannedTensor, step: StepInfo, key: Key) -> bool {
-        !self.is_of_task(tensor) || self.task.updates(tensor, step, key)
+    fn updates(&self, tensor: &PlannedTensor, step: StepInfo) -> bool {
+        !self.is_of_task(tensor) || self.task.updates(tensor, step)
+    }
+
+    fn takes_part(&self, tensor: &PlannedTensor, step: StepInfo, key: Key) -> bool {
+        !self.is_of_task(tensor) || self.task.takes_part(tensor, step, key)
     }
 
     fn shapes_gradients(&self) -> bool {

@@ -165,7 +165,7 @@ impl AdapterConfig for Split {
         true
     }
 
-    fn updates(&self, tensor: &PlannedTensor, step: StepInfo, key: Key) -> bool {
+    fn takes_part(&self, tensor: &PlannedTensor, step: StepInfo, key: Key) -> bool {
         let own = self.own(tensor);
         match (kin(&tensor.name).1, self.half(&own)) {
             (Kin::Expert(number), Some(half)) => {
