@@ -41,15 +41,8 @@ struct Page {
     repeat: fn(&Recording, &dyn Train, &mut Compared) -> Result<()>,
 }
 
-static PAGES: &[Page] = &[
-    snnk::PAGE,
-    generative::PAGE,
-    mixda::PAGE,
-    mosa::PAGE,
-    p_adapter::PAGE,
-    pill::PAGE,
-    hydra::PAGE,
-];
+static PAGES: &[Page] =
+    &[snnk::PAGE, generative::PAGE, mixda::PAGE, mosa::PAGE, p_adapter::PAGE, pill::PAGE, hydra::PAGE];
 
 /// What came of one recording.
 #[derive(Clone, Debug, PartialEq, Serialize)]
