@@ -167,7 +167,7 @@ pub struct Sites {
 
 impl Sites {
     /// Adds a site and returns its id. `site.id` is set here.
-    pub(crate) fn push(&mut self, mut site: Site) -> SiteId {
+    pub fn push(&mut self, mut site: Site) -> SiteId {
         let id = SiteId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
         site.id = id;
         self.by_path.insert(site.path.clone(), id);

@@ -59,7 +59,8 @@ fn target(paths: &Paths) -> std::path::PathBuf {
     paths.target().join("cuda")
 }
 
-fn cargo(paths: &Paths) -> Command {
+/// A cargo that builds with CUDA.
+pub(crate) fn cargo(paths: &Paths) -> Command {
     let mut cargo = cmd::cargo(paths);
     cargo.env("LIBTORCH", paths.local(View::Cuda.link_name())).env("CARGO_TARGET_DIR", target(paths));
     cargo.env_remove("LIBTORCH_USE_PYTORCH");

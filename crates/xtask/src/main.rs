@@ -1,5 +1,5 @@
 //! Developer commands: `cargo xtask setup | quickstart | test | lint | verify | fix | gen | new-method | mutate | chaos |
-//! recovery | gpu`.
+//! recovery | papers | gpu`.
 //!
 //! Deliberately absent: libtorch, protoc and every crate of Pleach, so that this builds on a bare machine and can fetch what
 //! the others need. It drives Pleach only as a user would: through `cargo` and the built binaries.
@@ -16,6 +16,7 @@ mod interop;
 mod lint;
 mod mutate;
 mod new_method;
+mod papers;
 mod paths;
 mod quickstart;
 mod recovery;
@@ -64,6 +65,8 @@ enum Command {
     Chaos(chaos::Args),
     /// Measure on this machine how long failures of workers and coordinators hold training up
     Recovery(recovery::Args),
+    /// Train what the papers claim on small models, and write docs/papers/
+    Papers(papers::Args),
     /// Break each invariant on purpose, in a copy, and see the tests notice
     Mutate(mutate::Args),
     /// Everything that needs a CUDA device
@@ -101,6 +104,7 @@ fn run(command: &Command) -> Result<()> {
         Command::StrictTable => strict_table::run(&paths),
         Command::Chaos(args) => chaos::run(&paths, args),
         Command::Recovery(args) => recovery::run(&paths, args),
+        Command::Papers(args) => papers::run(&paths, args),
         Command::Mutate(args) => mutate::run(&paths, args),
         Command::Gpu(args) => gpu::run(&paths, args),
     }

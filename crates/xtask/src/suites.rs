@@ -27,7 +27,7 @@ pub(crate) const TORCH_FREE: &[&str] = &[
 
 /// Packages that link libtorch.
 pub(crate) const TORCH: &[&str] =
-    &["pleach-nn", "pleach-methods", "pleach-comm", "pleach-train", "pleach-worker", "pleach-interop"];
+    &["pleach-nn", "pleach-methods", "pleach-comm", "pleach-train", "pleach-papers", "pleach-worker", "pleach-interop"];
 
 /// Features that the second group is built with.
 pub(crate) const TORCH_FEATURES: &str = "pleach-nn/torch,pleach-methods/torch";

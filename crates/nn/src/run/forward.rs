@@ -99,8 +99,9 @@ impl<'a> Forward<'a> {
     }
 
     /// Runs a site: the base operation once for all rows whose hooks only add to it, then each group's hook on its own
-    /// rows; groups whose hooks change the operation run it for themselves.
-    pub(crate) fn at(&self, site: SiteId, x: Vec<Tensor>, weights: Option<&OpWeights>, op: &Op<'_>) -> Vec<Tensor> {
+    /// rows; groups whose hooks change the operation run it for themselves. A backbone calls this at every site.
+    #[must_use]
+    pub fn at(&self, site: SiteId, x: Vec<Tensor>, weights: Option<&OpWeights>, op: &Op<'_>) -> Vec<Tensor> {
         self.at_keys(site, x, self.layout, weights, op)
     }
 
@@ -146,7 +147,11 @@ impl<'a> Forward<'a> {
     }
 
     /// [`Forward::at`] for sites with one input and one output.
-    pub(crate) fn at_one(&self, site: SiteId, x: Tensor, weights: Option<&OpWeights>, op: &Op<'_>) -> Tensor {
+    ///
+    /// # Panics
+    /// When a hook gives another number of outputs: a defect of the method.
+    #[must_use]
+    pub fn at_one(&self, site: SiteId, x: Tensor, weights: Option<&OpWeights>, op: &Op<'_>) -> Tensor {
         one(self.at(site, vec![x], weights, op))
     }
 

@@ -90,7 +90,7 @@ impl OpWeights {
 }
 
 /// The operation of a site: inputs and, when they stand in for the frozen ones, weights.
-pub(crate) type Op<'a> = dyn Fn(&Layout, &[Tensor], Option<&OpWeights>) -> Vec<Tensor> + 'a;
+pub type Op<'a> = dyn Fn(&Layout, &[Tensor], Option<&OpWeights>) -> Vec<Tensor> + 'a;
 
 /// The frozen operation of a site, for the rows at hand.
 #[derive(Clone, Copy)]

@@ -150,11 +150,12 @@ impl<'a> Engine<'a> {
         Ok(forwarded)
     }
 
-    /// [`Engine::forward_backward`] of rows that are laid out already: as many on every rank.
+    /// [`Engine::forward_backward`] of rows that are laid out already: as many on every rank. `labels` are of tokens, shaped
+    /// as they lie, or one a row, whatever the objective wants.
     ///
     /// # Errors
     /// As there.
-    pub(crate) fn forward_backward_rows(
+    pub fn forward_backward_rows(
         &mut self,
         name: &TaskName,
         input: PassInput,

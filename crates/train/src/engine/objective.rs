@@ -5,7 +5,7 @@ use pleach_nn::{HeadKind, Output};
 use pleach_spec::job::DataTask;
 use tch::{Kind, Tensor};
 
-use crate::loss::{Counts, IGNORE, Term, classification, contrastive, language};
+use crate::loss::{Counts, IGNORE, Term, classification, contrastive, language, regression};
 
 /// The loss of a task.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,6 +28,8 @@ pub enum Objective {
     /// Bring images and texts of two towers together, against all of the micro-batch: only for a global batch that is
     /// one.
     Pairs,
+    /// Come near to given vectors: the mean of squared differences.
+    Regression,
 }
 
 impl Objective {
@@ -64,7 +66,7 @@ impl Objective {
             Self::CausalLm => Some(DataTask::CausalLm),
             Self::Classification => Some(DataTask::SequenceClassification),
             Self::Contrastive { .. } => Some(DataTask::Retrieval),
-            Self::Seq2SeqLm | Self::MaskedLm | Self::TokenClassification | Self::Pairs => None,
+            Self::Seq2SeqLm | Self::MaskedLm | Self::TokenClassification | Self::Pairs | Self::Regression => None,
         }
     }
 
@@ -77,7 +79,7 @@ impl Objective {
             Self::MaskedLm => HeadKind::MaskedLm,
             Self::Classification => HeadKind::SequenceClassification,
             Self::TokenClassification => HeadKind::TokenClassification,
-            Self::Contrastive { .. } => HeadKind::Embedding,
+            Self::Contrastive { .. } | Self::Regression => HeadKind::Embedding,
             Self::Pairs => HeadKind::Contrastive,
         }
     }
@@ -92,6 +94,7 @@ impl Objective {
             Self::Classification => classification::TERM,
             Self::TokenClassification => "token_classification",
             Self::Contrastive { .. } | Self::Pairs => contrastive::TERM,
+            Self::Regression => regression::TERM,
         }
     }
 
@@ -108,6 +111,9 @@ impl Objective {
 
     /// How many things the term counts in `rows` rows with these targets.
     pub(crate) fn count(self, targets: &Tensor, rows: usize) -> f64 {
+        if self == Self::Regression {
+            return targets.numel() as f64;
+        }
         if !self.labels_tokens() {
             return rows as f64;
         }
@@ -131,6 +137,7 @@ impl Objective {
                 Ok(classification::terms(self.term(), logits, targets))
             }
             (Self::Pairs, Output::Pair(pair)) => Ok(contrastive::both_ways(&pair.logits_per_image, targets)),
+            (Self::Regression, Output::Vectors(vectors)) => Ok(regression::terms(vectors, targets)),
             _ => Err(wrong_head(self)),
         }
     }

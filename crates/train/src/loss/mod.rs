@@ -8,6 +8,7 @@
 pub mod classification;
 pub mod contrastive;
 pub mod language;
+pub mod regression;
 
 use std::collections::BTreeMap;
 

@@ -1,0 +1,24 @@
+//! What pages share: data ([`Data`], [`digits`]), models ([`Mlp`], [`Tiny`]), their pretraining ([`StandIn`]), training by the
+//! engine ([`fit`]) and scores ([`accuracy`], [`loss`]).
+
+mod adapt;
+mod data;
+pub mod digits;
+mod draws;
+mod mlp;
+mod score;
+mod standin;
+mod tiny;
+mod train;
+
+pub use adapt::{adapter, adapter_of, around, options};
+pub use data::Data;
+pub use draws::{normal, order, uniform};
+pub use mlp::{Act, Mlp, Shape};
+pub use score::{accuracy, bare, loss, outputs};
+pub use standin::StandIn;
+pub use tiny::{Tiny, bert, gpt2, llama, vit};
+pub use train::{Batches, Recipe, fit, fit_with};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,84 @@
+//! All seeds of a page, several at a time. What a seed gives depends on its number alone.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pleach_base::{Result, SystemClock, code};
+use tch::Device;
+
+use crate::judge::{Outcome, judge, rows};
+use crate::page::{Cx, Page, Scores};
+
+/// How pages are run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Where tensors are.
+    pub device: Device,
+    /// Seeds that are trained at a time.
+    pub threads: usize,
+    /// At a twentieth of the steps, with two seeds.
+    pub reduced: bool,
+}
+
+/// Seeds of a reduced run.
+const FEW: u64 = 2;
+
+/// Runs a page and judges it. `told` hears of every seed as it ends: its number and what it took in seconds.
+///
+/// # Errors
+/// Those of the page; `INTERNAL` when it does not measure what it says.
+pub fn run(page: &Page, options: &Options, told: &(dyn Fn(u64, f64) + Sync)) -> Result<Outcome> {
+    let seeds = if options.reduced { FEW } else { page.seeds };
+    let clock = SystemClock::shared();
+    let begun = clock.elapsed();
+    let one = |seed: u64| {
+        let begun = clock.elapsed();
+        let scores = (page.run)(&Cx { seed, device: options.device, reduced: options.reduced });
+        told(seed, clock.elapsed().saturating_sub(begun).as_secs_f64());
+        scores
+    };
+    let threads = options.threads.clamp(1, seeds as usize);
+    let scores = in_parallel(seeds as usize, threads, &|index| one(index as u64))?;
+    let margins: Result<_> = page.margins.iter().map(|margin| judge(margin, &scores)).collect();
+    Ok(Outcome {
+        page: page.number,
+        title: page.title.to_owned(),
+        claim: page.claim.to_owned(),
+        device: if options.device == Device::Cpu { "cpu" } else { "cuda" }.to_owned(),
+        seeds,
+        reduced: options.reduced,
+        seconds: clock.elapsed().saturating_sub(begun).as_secs_f64(),
+        threads,
+        scores: rows(page, &scores)?,
+        margins: margins?,
+    })
+}
+
+/// `work(0), work(1), ..` in order, computed by so many threads. The first error ends it.
+fn in_parallel(count: usize, threads: usize, work: &(dyn Fn(usize) -> Result<Scores> + Sync)) -> Result<Vec<Scores>> {
+    // A seed's sums must not depend on how many cores there are.
+    tch::set_num_threads(1);
+    let next = AtomicUsize::new(0);
+    let done: Vec<Mutex<Option<Result<Scores>>>> = (0..count).map(|_| Mutex::new(None)).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(place) = done.get(index) else { return };
+                    let result = work(index);
+                    if result.is_err() {
+                        next.store(count, Ordering::Relaxed);
+                    }
+                    if let Ok(mut place) = place.lock() {
+                        *place = Some(result);
+                    }
+                }
+            });
+        }
+    });
+    let results: Vec<_> = done.into_iter().filter_map(|place| place.into_inner().ok().flatten()).collect();
+    let whole = results.len() == count;
+    let scores = results.into_iter().collect::<Result<Vec<_>>>()?;
+    if whole { Ok(scores) } else { Err(code::INTERNAL.error("a seed was not run")) }
+}
