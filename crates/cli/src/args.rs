@@ -12,6 +12,7 @@ Commands of pleach-worker (they need tensors):
   parity   Compare with recorded numbers of other implementations
   merge    Fold an adapter into its base model
   unmerge  Take an adapter out of a merged model again
+  compose  Add up sparse differences of several trainings
   export   Write an adapter in a form that others open
   import   Check an adapter of others against a model, and write it for `init_from`
   diff     Compare two adapters or models, tensor by tensor

@@ -101,6 +101,10 @@ impl Imported {
     /// # Errors
     /// `ADAPTER_FORMAT` naming the tensor.
     pub fn check(&self, plan: &Plan) -> Result<()> {
+        if self.config.encodes() {
+            // Names and shapes are those of another form: they are checked when they are decoded.
+            return Ok(());
+        }
         let entries = self.file.names().filter_map(|name| self.file.get(name));
         check(plan, entries.map(|entry| (entry.name, entry.shape.to_vec())))
             .map_err(|error| error.at(self.file.path().display()))
@@ -143,7 +147,11 @@ impl Imported {
         let classifies = matches!(kind, Some(HeadKind::SequenceClassification | HeadKind::TokenClassification));
         let rows = |name: &str| self.file.get(name).and_then(|entry| entry.shape.first().copied());
         let head = |name: &&str| HEADS.iter().any(|head| name.ends_with(head));
-        let num_labels = if classifies { self.file.names().find(head).and_then(rows) } else { None };
+        // Where weights are coded their shapes are told beside them.
+        let coded = self.map.get("coded").and_then(Value::as_object).into_iter().flatten();
+        let told = coded.filter(|(name, _)| head(&name.as_str())).find_map(|(_, shape)| shape.get(0)?.as_u64());
+        let found = || self.file.names().find(head).and_then(rows).or(told.map(|rows| rows as usize));
+        let num_labels = if classifies { found() } else { None };
         Ok(HeadOptions { kind, num_labels, ..HeadOptions::default() })
     }
 }

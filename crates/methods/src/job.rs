@@ -189,6 +189,9 @@ fn plan_task(job: &Job, index: usize, task: &TaskSpec, model: &dyn BackboneConfi
     let config = parse_adapter(job, index)?;
     let here = |error| under(&error, &section(index));
     let plan = config.plan(model).map_err(here)?;
+    if let Some(total) = job.spec.train.max_steps {
+        config.fits(total).map_err(here)?;
+    }
     every_target_matches(&task.adapter.options, model.sites()).map_err(here)?;
     let trainable = plan.params();
     if trainable == 0 {

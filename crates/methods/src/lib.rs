@@ -8,6 +8,7 @@ pub mod adapter;
 pub mod adapterhub;
 mod around;
 mod card;
+pub mod codes;
 pub mod compress;
 mod explain;
 pub mod files;

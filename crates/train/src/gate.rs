@@ -44,6 +44,11 @@ impl Gatekeeper {
         &self.judged
     }
 
+    /// Judges nothing until it has had another gradient: the method may have put tensors back to where they began.
+    pub(crate) fn forget(&mut self) {
+        self.judged.fill(false);
+    }
+
     /// Goes on from a checkpoint.
     ///
     /// # Errors
@@ -105,6 +110,8 @@ mod tests {
         gate.note(&layout(), &tensor([0.1, 0.0, 0.0, 0.0]), 0.1);
         let passed = gate.judge(&layout(), &tensor([1.1, 2.0, 0.0, 0.0]));
         assert!(passed.publishable, "b had no gradient, so zero is right: {:?}", passed.findings);
+        gate.forget();
+        assert!(!gate.judge(&layout(), &tensor([1.1, 2.0, 0.0, 0.0])).publishable, "a new part of the training");
     }
 
     #[test]

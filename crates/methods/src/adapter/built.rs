@@ -48,6 +48,17 @@ pub struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
+    /// These tensors, for a method that stands around another and gives it others than its own.
+    pub(crate) fn of(
+        plan: &'a Plan,
+        sites: &'a Sites,
+        key: Key,
+        params: &'a ParamTree,
+        kept: &'a BTreeMap<String, Tensor>,
+    ) -> Self {
+        Self { plan, sites, key, params, kept }
+    }
+
     /// The tensor of this name.
     ///
     /// # Errors
@@ -111,6 +122,11 @@ impl Adapter {
         key: Key,
         values: Option<&BTreeMap<String, Tensor>>,
     ) -> Result<Self> {
+        let decoded = match values.filter(|_| config.encodes()) {
+            Some(file) => config.decoded(&plan, file)?,
+            None => None,
+        };
+        let values = decoded.as_ref().or(values);
         if let Some(values) = values {
             check(&plan, values.iter().map(|(name, tensor)| (name.as_str(), shape_of(tensor))))?;
             same_base(&plan, base, values)?;

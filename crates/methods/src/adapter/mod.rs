@@ -49,6 +49,7 @@ macro_rules! registry {
 
 registry! {
     adalora,
+    adaptformer,
     average,
     boft,
     bottleneck,
@@ -65,6 +66,7 @@ registry! {
     loha,
     lokr,
     lora,
+    lt_sft,
     oft,
     p_adapter,
     p_tuning,
@@ -231,6 +233,12 @@ pub trait AdapterConfig: HasCard + Debug + Send + std::marker::Sync {
         &tensor.name
     }
 
+    /// The same adapter with another inner width, another factor of its result, another share that is dropped, where it
+    /// has these three.
+    fn sized(&self, _dim: Option<u32>, _scale: Option<f64>, _dropout: Option<f64>) -> Option<Box<dyn AdapterConfig>> {
+        None
+    }
+
     /// The learning rate of a parameter, as a multiple of the task's.
     fn lr_scale(&self, _tensor: &PlannedTensor) -> f64 {
         1.0
@@ -240,6 +248,14 @@ pub trait AdapterConfig: HasCard + Debug + Send + std::marker::Sync {
     /// optimiser and at the start of the schedule.
     fn phases(&self, total: u64) -> Vec<u64> {
         vec![total]
+    }
+
+    /// Refuses a training of `total` steps that the options about its phases do not go with.
+    ///
+    /// # Errors
+    /// `METHOD_CONFIG`; the message begins with the option's name.
+    fn fits(&self, _total: u64) -> Result<()> {
+        Ok(())
     }
 
     /// Whether some updates leave some tensors alone: then [`AdapterConfig::updates`] is asked, and every tensor counts
@@ -268,6 +284,11 @@ pub trait AdapterConfig: HasCard + Debug + Send + std::marker::Sync {
     /// The forward passes of a training batch.
     fn passes(&self) -> Passes {
         Passes::default()
+    }
+
+    /// Whether its file holds the planned tensors in another form, of which [`AdapterConfig::decoded`] makes them.
+    fn encodes(&self) -> bool {
+        false
     }
 
     /// The hooks over these tensors, which are the plan's.
@@ -344,6 +365,20 @@ pub trait AdapterConfig: HasCard + Debug + Send + std::marker::Sync {
     /// `INTERNAL` when a planned tensor is not there.
     #[cfg(feature = "torch")]
     fn exported(&self, _parts: &Parts<'_>) -> Result<Option<Vec<(String, tch::Tensor)>>> {
+        Ok(None)
+    }
+
+    /// The planned tensors of such a file, when they are not in it as they are. Called where
+    /// [`AdapterConfig::encodes`] says so.
+    ///
+    /// # Errors
+    /// `ADAPTER_FORMAT` naming the tensor that is damaged.
+    #[cfg(feature = "torch")]
+    fn decoded(
+        &self,
+        _plan: &Plan,
+        _file: &std::collections::BTreeMap<String, tch::Tensor>,
+    ) -> Result<Option<std::collections::BTreeMap<String, tch::Tensor>>> {
         Ok(None)
     }
 }

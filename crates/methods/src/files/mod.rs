@@ -4,6 +4,8 @@
 #[cfg(feature = "torch")]
 mod adapter;
 #[cfg(feature = "torch")]
+mod compose;
+#[cfg(feature = "torch")]
 mod diff;
 mod folder;
 #[cfg(feature = "torch")]
@@ -20,6 +22,8 @@ mod unmerge;
 
 #[cfg(feature = "torch")]
 pub use adapter::{copy_adapter, write_adapter, write_adapterhub};
+#[cfg(feature = "torch")]
+pub use compose::compose;
 #[cfg(feature = "torch")]
 pub use diff::{Diff, Row, State, diff};
 pub use folder::new_folder;

@@ -73,6 +73,17 @@ impl Compared {
         Ok(())
     }
 
+    /// The same to these limits, where the recording's notes set closer ones than its `tolerance`.
+    ///
+    /// # Errors
+    /// As [`Compared::tensor`].
+    pub(super) fn within(&mut self, name: &str, found: &Tensor, abs: f64, rel: f64) -> Result<()> {
+        let expected = self.expected.get(name).ok_or_else(|| bad(format!("expected.{name} is missing")))?;
+        let share = share(found, expected, abs, rel);
+        self.note(name, share);
+        Ok(())
+    }
+
     /// Compares `found` with `expected.NAME` where that was recorded.
     ///
     /// # Errors

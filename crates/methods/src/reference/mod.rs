@@ -12,14 +12,17 @@ mod compare;
 mod model;
 mod recording;
 mod training;
+mod vit;
 
 mod generative;
+mod binary;
 mod hydra;
 mod mixda;
 mod mosa;
 mod p_adapter;
 mod pill;
 mod snnk;
+mod sparse;
 
 use std::path::Path;
 
@@ -41,8 +44,17 @@ struct Page {
     repeat: fn(&Recording, &dyn Train, &mut Compared) -> Result<()>,
 }
 
-static PAGES: &[Page] =
-    &[snnk::PAGE, generative::PAGE, mixda::PAGE, mosa::PAGE, p_adapter::PAGE, pill::PAGE, hydra::PAGE];
+static PAGES: &[Page] = &[
+    snnk::PAGE,
+    generative::PAGE,
+    mixda::PAGE,
+    mosa::PAGE,
+    sparse::PAGE,
+    p_adapter::PAGE,
+    binary::PAGE,
+    pill::PAGE,
+    hydra::PAGE,
+];
 
 /// What came of one recording.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -28,12 +28,13 @@ pub struct Recording {
     /// The page's options.
     pub(super) config: Map<String, Value>,
     pub(super) tolerance: Map<String, Value>,
+    shapes: Map<String, Value>,
     tensors: BTreeMap<String, Tensor>,
     /// Tensors that were asked for.
     used: RefCell<BTreeSet<String>>,
 }
 
-/// `case.json`. What it says for people (`shapes`, `source`, `notes`, ...) is not read.
+/// `case.json`. What it says for people (`source`, `notes`, ...) is not read.
 #[derive(Deserialize)]
 struct About {
     page: u32,
@@ -42,6 +43,8 @@ struct About {
     kind: String,
     #[serde(default)]
     config: Map<String, Value>,
+    #[serde(default)]
+    shapes: Map<String, Value>,
     tolerance: Map<String, Value>,
 }
 
@@ -71,8 +74,8 @@ impl Recording {
         for entry in file.names().filter_map(|name| file.get(name)) {
             tensors.insert(entry.name.to_owned(), tensor_from_entry(&entry)?);
         }
-        let About { page, method, case, kind, config, tolerance } = about;
-        Ok(Self { page, method, case, kind, config, tolerance, tensors, used: RefCell::default() })
+        let About { page, method, case, kind, config, shapes, tolerance } = about;
+        Ok(Self { page, method, case, kind, config, tolerance, shapes, tensors, used: RefCell::default() })
     }
 
     /// The options under these names, typed, and the rest but for the optimiser, which are those of the method.
@@ -87,16 +90,38 @@ impl Recording {
         Ok((own, rest))
     }
 
+    /// What `shapes` says under this name, where no tensor says it.
+    ///
+    /// # Errors
+    /// `PARITY_CASE` when it is missing or of another type.
+    pub(super) fn shape<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
+        let value = self.shapes.get(name).cloned().ok_or_else(|| wrong(format!("shapes.{name} is missing")))?;
+        serde_json::from_value(value).map_err(|error| wrong(format!("shapes.{name}: cannot be used")).caused_by(error))
+    }
+
     /// The optimiser of a training: `config.optimizer`, its name in any case.
     ///
     /// # Errors
     /// `PARITY_CASE` when it is missing or not one of ours.
     pub(super) fn optimizer(&self) -> Result<OptimizerSpec> {
-        let mut fields = self.config.get(OPTIMIZER).cloned().ok_or_else(|| wrong("config.optimizer is missing"))?;
-        if let Some(Value::String(name)) = fields.get_mut("name") {
+        self.optimizer_and(&[]).map(|(spec, _)| spec)
+    }
+
+    /// The same, and what it says under these names, which are the page's business: schedules, limits of the gradient.
+    ///
+    /// # Errors
+    /// As [`Recording::optimizer`].
+    pub(super) fn optimizer_and(&self, names: &[&str]) -> Result<(OptimizerSpec, Map<String, Value>)> {
+        let fields = self.config.get(OPTIMIZER).and_then(Value::as_object).cloned();
+        let fields = fields.ok_or_else(|| wrong("config.optimizer is missing"))?;
+        let (more, mut own): (Map<_, _>, Map<_, _>) =
+            fields.into_iter().partition(|(name, _)| names.contains(&name.as_str()));
+        if let Some(Value::String(name)) = own.get_mut("name") {
             name.make_ascii_lowercase();
         }
-        serde_json::from_value(fields).map_err(|error| wrong("config.optimizer: cannot be used").caused_by(error))
+        let spec = serde_json::from_value(Value::Object(own))
+            .map_err(|error| wrong("config.optimizer: cannot be used").caused_by(error))?;
+        Ok((spec, more))
     }
 
     /// The tensor of this name.

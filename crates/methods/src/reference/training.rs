@@ -31,6 +31,12 @@ impl Leaves {
     /// One update by the gradient of `loss`, whose value is given back.
     pub(super) fn step(&mut self, loss: &Tensor, lr: f64) -> Result<Tensor> {
         loss.backward();
+        self.update(lr);
+        Ok(loss.detach().to_kind(Kind::Double))
+    }
+
+    /// One update by the gradients that lie on the leaves, which are zero afterwards.
+    pub(super) fn update(&mut self, lr: f64) {
         let _no_grad = tch::no_grad_guard();
         let flat = |tensors: Vec<Tensor>| Tensor::cat(&tensors, 0);
         let mut params = flat(self.leaves.iter().map(|leaf| leaf.flatten(0, -1)).collect());
@@ -46,7 +52,6 @@ impl Leaves {
             }
             at += n;
         }
-        Ok(loss.detach().to_kind(Kind::Double))
     }
 }
 

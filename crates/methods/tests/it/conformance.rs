@@ -81,7 +81,7 @@ fn saved_and_loaded_it_is_the_same_to_the_bit() {
         let restore = |(name, tensor): (String, Tensor)| {
             let bytes = to_le_bytes(&tensor);
             let shape: Vec<i64> = bytes.shape.iter().map(|n| *n as i64).collect();
-            (name, Tensor::from_data_size(&bytes.bytes, &shape, Kind::Float))
+            (name, Tensor::from_data_size(&bytes.bytes, &shape, tensor.kind()))
         };
         let values: BTreeMap<_, _> = adapter.exported().unwrap().into_iter().map(restore).collect();
         let whole = adapter.params().iter().all(|(name, _)| values.contains_key(name));

@@ -121,6 +121,8 @@ fn end_phase(task: &mut Task) -> Result<()> {
     }
     if done.step < done.total {
         task.optimizer.reset();
+        // What is rewound is judged by the gradients that it gets from now on.
+        task.gate.forget();
     }
     if task.setup.own_steps { task.setup.adapter.end_phase(done) } else { Ok(()) }
 }

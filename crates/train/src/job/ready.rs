@@ -112,6 +112,7 @@ fn setup(
         None => None,
     };
     let adapter = Adapter::build(Arc::clone(&plan.config), Arc::clone(&plan.plan), backbone, key, values.as_ref())?;
+    plan.config.fits(rows.plan().total_steps())?;
     let export = Export { base: &job.backbone.path };
     Ok(TaskSetup {
         name: name.clone(),

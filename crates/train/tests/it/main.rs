@@ -16,4 +16,5 @@ mod processes;
 mod remote;
 mod snnk;
 mod strategies;
+mod sparse;
 mod zoo;

@@ -1,6 +1,7 @@
 //! Work on folders that needs tensors: subcommands of `pleach-worker` that `pleach` hands over to. One file each, which
 //! takes arguments and shows results; what is done is in the crates below.
 
+mod compose;
 mod diff;
 mod export;
 mod import;
@@ -23,6 +24,8 @@ pub enum Command {
     Merge(merge::Merge),
     /// Take an adapter out of a merged model again, where the mathematics allows it
     Unmerge(merge::Unmerge),
+    /// Add up sparse differences of several trainings on one model
+    Compose(compose::Args),
     /// Write an adapter in a form that others open
     Export(export::Args),
     /// Check an adapter of others against a model, and write it so that a job can start from it
@@ -46,6 +49,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Parity(args) => parity::run(&args),
         Command::Merge(args) => merge::merge(&args),
         Command::Unmerge(args) => merge::unmerge(&args),
+        Command::Compose(args) => compose::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Diff(args) => diff::run(&args),

@@ -7,6 +7,8 @@ mod activation;
 #[cfg(feature = "torch")]
 mod added;
 pub(crate) mod biases;
+#[cfg(feature = "torch")]
+mod branch;
 mod check;
 #[cfg(feature = "torch")]
 mod dropout;
@@ -27,6 +29,8 @@ pub(crate) use activation::Activation;
 #[cfg(feature = "torch")]
 pub(crate) use added::{Added, Addition, at_sites};
 pub use biases::Bias;
+#[cfg(feature = "torch")]
+pub(crate) use branch::Branch;
 pub(crate) use check::{plain_linear, positive, positive_number, refuse, share};
 #[cfg(feature = "torch")]
 pub(crate) use dropout::{Dropout, every_token, keep_mask, sequence_mean, whole_site};

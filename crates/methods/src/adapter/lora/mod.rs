@@ -232,6 +232,13 @@ impl AdapterConfig for Config {
         Half::of(tensor.part, &["lora_A"], &["lora_B", "lora_bias"])
     }
 
+    fn sized(&self, dim: Option<u32>, scale: Option<f64>, dropout: Option<f64>) -> Option<Box<dyn AdapterConfig>> {
+        let r = dim.unwrap_or(self.r);
+        let steps = if self.use_rslora { f64::from(r).sqrt() } else { f64::from(r) };
+        let lora_alpha = scale.map_or(self.lora_alpha, |scale| scale * steps);
+        Some(Box::new(Self { r, lora_alpha, lora_dropout: dropout.unwrap_or(self.lora_dropout), ..self.clone() }))
+    }
+
     fn lr_scale(&self, tensor: &PlannedTensor) -> f64 {
         match tensor.part {
             "lora_A" | "lora_B" if tensor.name.contains("lora_embedding_") => self.loraplus_lr_embedding,
