@@ -38,7 +38,8 @@ impl Stopped {
     fn after(step: u64, options: &Value) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let stop = StopSignal::default();
-        let heard = Arc::new(Heard::draining_at(step, &stop));
+        // What is heard in a step is agreed on at the end of the next one.
+        let heard = Arc::new(Heard::draining_at(step - 1, &stop));
         let group = pleach_comm::local(tch::Device::Cpu);
         run(parse(&job(folder.path(), options)), group.as_ref(), 1, &heard, stop).unwrap();
         let rates = heard.steps.lock().unwrap().iter().map(|row| row.learning_rate).collect();
@@ -78,24 +79,24 @@ fn as_many_entries_differ_as_were_asked_for() {
     let lengths = json!({"n_ft_iterations": 2, "full_ft_max_steps_per_iteration": 2,
                          "sparse_ft_max_steps_per_iteration": 1});
     let after = |step| Stopped::after(step, &lengths);
-    assert!(entries(&after(1).model()) > 1000, "all weights move in the full phase");
+    assert!(entries(&after(4).model()) > 1000, "all weights move in a full phase");
     let chosen = after(2);
     assert_eq!((entries(&chosen.model()), chosen.selected()), (0, 30.0), "rewound, and half of them selected");
     let first = after(3).model();
-    assert_eq!(entries(&first), 30, "one sparse step moves all that may");
+    assert!((25..=30).contains(&entries(&first)), "all that may move, but for tokens that the step has not");
     let again = after(5);
     assert_eq!(again.selected(), 60.0, "others than before");
     let model = again.model();
     assert!(first.iter().all(|(name, tensor)| tensor.equal(&model[name])), "back to the end of the first iteration");
     let last = after(6);
-    assert_eq!(entries(&last.model()), 60);
+    assert!((50..=60).contains(&entries(&last.model())));
     assert_eq!(last.rates[0], last.rates[2], "every phase begins its schedule anew: {:?}", last.rates);
 }
 
 #[test]
 fn drawn_entries_are_the_only_ones_that_move() {
     let after = |step| Stopped::after(step, &json!({"sparse_ft_method": "Random"}));
-    let (first, last) = (after(1), after(6));
+    let (first, last) = (after(2), after(6));
     assert_eq!((first.selected(), last.selected()), (60.0, 60.0));
     let moved = entries(&last.model());
     assert!((40..=60).contains(&moved), "{moved} moved; some tokens are never seen");

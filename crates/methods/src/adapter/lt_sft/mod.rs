@@ -185,8 +185,8 @@ impl Options for Config {
         ..Card::ADAPTER
     };
 
-    const EXAMPLE: &'static str = r#"{"ft_params_proportion": 0.1, "full_ft_max_epochs_per_iteration": 1,
-                                      "sparse_ft_max_epochs_per_iteration": 2}"#;
+    const EXAMPLE: &'static str = r#"{"ft_params_proportion": 0.1, "full_ft_max_epochs_per_iteration": 2,
+                                      "sparse_ft_max_epochs_per_iteration": 1}"#;
 
     fn validate(&self) -> Result<()> {
         if !(self.ft_params_proportion > 0.0 && self.ft_params_proportion <= 1.0) {
