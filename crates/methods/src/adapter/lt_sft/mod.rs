@@ -30,6 +30,7 @@ use pleach_nn::{HeadKind, Modules, SiteId, Target};
 use super::common::own_config;
 use super::prelude::*;
 use super::saved;
+#[cfg(feature = "torch")]
 use crate::adapter::StepInfo;
 use crate::card::Status;
 use crate::plan::Keep;

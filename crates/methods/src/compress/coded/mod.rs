@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 use pleach_base::Result;
+#[cfg(feature = "torch")]
 use pleach_base::rng::Key;
 use pleach_nn::{BackboneConfig, Init, SiteId};
 use serde_json::{Map, Value, json};
