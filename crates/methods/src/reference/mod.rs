@@ -14,8 +14,8 @@ mod recording;
 mod training;
 mod vit;
 
-mod generative;
 mod binary;
+mod generative;
 mod hydra;
 mod mixda;
 mod mosa;

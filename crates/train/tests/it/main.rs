@@ -15,6 +15,6 @@ mod parity;
 mod processes;
 mod remote;
 mod snnk;
-mod strategies;
 mod sparse;
+mod strategies;
 mod zoo;

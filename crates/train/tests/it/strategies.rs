@@ -1,4 +1,4 @@
-//! What every registered strategy owes to distributed training, around the adapter of its tests: any number of ranks, an
+//! What every registered strategy and compression owes to distributed training, around the adapter of its tests: any number of ranks, an
 //! interruption, and files that others can read.
 
 use std::path::Path;
@@ -26,7 +26,7 @@ fn job(method: &dyn Method, folder: &Path, model: &Path) -> Value {
     };
     let (adapter, options) = method.inner().unwrap();
     job["spec"]["tasks"][0]["adapter"] = section(adapter, options);
-    job["spec"]["strategy"] = section(method.card().name, method.example());
+    job["spec"][method.card().kind.to_string()] = section(method.card().name, method.example());
     job["spec"]["train"]["epochs"] = json!(1);
     job["spec"]["train"]["determinism"] = json!("strict");
     job["spec"]["checkpoint"]["every"] = json!(1);
@@ -46,9 +46,10 @@ fn is_for_text(method: &dyn Method) -> bool {
 }
 
 fn each(test: impl Fn(&dyn Method, &Path) + std::panic::RefUnwindSafe) {
-    let strategies = methods().filter(|method| method.card().kind == MethodKind::Strategy && is_for_text(*method));
+    let around = |method: &&dyn Method| [MethodKind::Strategy, MethodKind::Compress].contains(&method.card().kind);
+    let strategies = methods().filter(around).filter(|method| is_for_text(*method));
     let strategies: Vec<_> = strategies.collect();
-    assert!(strategies.len() >= 2, "MoSA and MixDA are");
+    assert!(strategies.len() >= 4, "MoSA, MixDA and coded adapters are");
     let failed: Vec<_> = strategies
         .into_iter()
         .filter(|method| {

@@ -9,13 +9,12 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 use pleach_base::Result;
-#[cfg(feature = "torch")]
 use pleach_base::rng::Key;
 use pleach_nn::{BackboneConfig, Init, SiteId};
 use serde_json::{Map, Value, json};
 
 use crate::adapter::common::refuse;
-use crate::adapter::{AdapterConfig, Export, HasCard, Passes, StepInfo, Virtual};
+use crate::adapter::{AdapterConfig, Export, Half, HasCard, Modalities, Passes, Segments, StepInfo, Virtual};
 use crate::around::INNER;
 use crate::card::Card;
 use crate::codes::Codec;
@@ -166,6 +165,22 @@ impl AdapterConfig for Coded {
         self.inner.virtual_tokens()
     }
 
+    fn segments(&self) -> Option<Segments> {
+        self.inner.segments()
+    }
+
+    fn modalities(&self) -> Option<Modalities> {
+        self.inner.modalities()
+    }
+
+    fn half(&self, tensor: &PlannedTensor) -> Option<Half> {
+        self.inner.half(tensor)
+    }
+
+    fn drawn_as<'t>(&self, tensor: &'t PlannedTensor) -> &'t str {
+        self.inner.drawn_as(tensor)
+    }
+
     fn lr_scale(&self, tensor: &PlannedTensor) -> f64 {
         self.inner.lr_scale(tensor)
     }
@@ -184,6 +199,10 @@ impl AdapterConfig for Coded {
 
     fn updates(&self, tensor: &PlannedTensor, step: StepInfo) -> bool {
         self.inner.updates(tensor, step)
+    }
+
+    fn takes_part(&self, tensor: &PlannedTensor, step: StepInfo, key: Key) -> bool {
+        self.inner.takes_part(tensor, step, key)
     }
 
     fn shapes_gradients(&self) -> bool {
