@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{time} open: {:.3} s, digest {}", start.elapsed().as_secs_f64(), dataset.digest());
         let plan = Plan::new(dataset.len(), 64, 4, Some(1), None)?;
         let order = Order::new(plan, 7, &"seek".into(), &spec);
-        let cursor = Cursor { step: plan.total_steps() - 1 };
+        let cursor = Cursor { step: order.plan().total_steps() - 1 };
         let batches = Loader::start(dataset, Arc::clone(&encoder), cursor.work(order, 0..4), 4)?;
         let samples = batches.map(|lane| lane.map(|lane| lane.batch.len())).sum::<Result<usize, _>>()?;
         println!("{time} open and the last step's {samples} rows: {:.3} s", start.elapsed().as_secs_f64());

@@ -70,6 +70,8 @@ pub struct Batch {
     pub task: DataTask,
     /// Dataset row of each example, `[rows]`.
     pub sample_ids: Vec<u64>,
+    /// The task that each example names, `[rows]`; empty when they name none.
+    pub row_tasks: Vec<u32>,
     /// The texts; for retrieval the queries, empty for rows that are candidates only.
     pub inputs: Ragged,
     /// For retrieval the passages, as many as examples.
@@ -105,6 +107,7 @@ impl Batch {
     /// `INTERNAL` for examples of different tasks.
     pub fn collate(task: DataTask, examples: &[Example]) -> Result<Self> {
         let sample_ids = examples.iter().map(|example| example.sample_id).collect();
+        let row_tasks = examples.iter().filter_map(|example| example.row_task).collect();
         let (mut inputs, mut passages, mut classes) = (Vec::new(), Vec::new(), Vec::new());
         for example in examples {
             match (task, &example.content) {
@@ -128,6 +131,7 @@ impl Batch {
         Ok(Self {
             task,
             sample_ids,
+            row_tasks,
             inputs: Ragged::marked(inputs),
             passages: (task == DataTask::Retrieval).then(|| Ragged::of(passages)),
             classes: (task == DataTask::SequenceClassification).then_some(classes),
@@ -166,6 +170,7 @@ impl Batch {
         Self {
             task: self.task,
             sample_ids: self.sample_ids[rows.clone()].to_vec(),
+            row_tasks: self.row_tasks.get(rows.clone()).unwrap_or_default().to_vec(),
             inputs: self.inputs.slice(rows.clone()),
             passages: self.passages.as_ref().map(|passages| passages.slice(rows.clone())),
             classes: self.classes.as_ref().map(|classes| classes[rows].to_vec()),
@@ -176,6 +181,7 @@ impl Batch {
     pub fn concat(batches: impl IntoIterator<Item = Self>) -> Option<Self> {
         batches.into_iter().reduce(|mut all, next| {
             all.sample_ids.extend(next.sample_ids);
+            all.row_tasks.extend(next.row_tasks);
             all.inputs.append(&next.inputs);
             if let (Some(passages), Some(more)) = (&mut all.passages, &next.passages) {
                 passages.append(more);

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use pleach_base::{Result, code};
-use pleach_spec::job::{DataSpec, DataTask};
+use pleach_spec::job::{DataSpec, DataTask, RowTasks};
 use serde_json::{Map, Value};
 
 use crate::example::{Content, Encoded, Example};
@@ -81,6 +81,23 @@ impl Encoder {
         Self { fields: self.fields.understanding(understood), ..self }
     }
 
+    /// The same of rows that name one of these tasks each, in the field `spec.data.task_field`.
+    #[must_use]
+    pub fn with_tasks(self, tasks: Option<RowTasks>) -> Self {
+        Self { fields: self.fields.with_tasks(tasks), ..self }
+    }
+
+    /// The tasks that rows name.
+    pub(crate) fn tasks(&self) -> Option<&RowTasks> {
+        self.fields.tasks()
+    }
+
+    /// The number of the task that a row names; 0 when rows name none.
+    pub(crate) fn row_task(&self, row: &Row) -> Result<u32> {
+        let named = self.tasks().map(|tasks| self.fields.task_of(&row.fields, tasks)).transpose();
+        Ok(named.map_err(|fault| fault.late(&row.place))?.unwrap_or_default())
+    }
+
     /// What a row must hold.
     #[must_use]
     pub fn fields(&self) -> &Fields {
@@ -112,8 +129,9 @@ impl Encoder {
     /// `DATA_ROW` or `TOKEN_RANGE` with file and line, for a row that was not validated or changed since.
     pub fn encode(&self, row: &Row) -> Result<Example> {
         let checked = self.fields.check(&row.fields).map_err(|fault| fault.late(&row.place))?;
+        let row_task = checked.row_task;
         let content = self.content(checked).map_err(|fault| fault.late(&row.place))?;
-        Ok(Example { sample_id: row.id, content })
+        Ok(Example { sample_id: row.id, row_task, content })
     }
 
     /// Changes with anything that decides which rows are usable.

@@ -53,6 +53,8 @@ pub enum Content {
 pub struct Example {
     /// The row's number in its dataset.
     pub sample_id: u64,
+    /// The task that it names, when rows name theirs.
+    pub row_task: Option<u32>,
     /// The tokens.
     pub content: Content,
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use pleach_base::Result;
-use pleach_spec::job::{DataSpec, DataTask};
+use pleach_spec::job::{DataSpec, DataTask, RowTasks};
 use serde_json::{Map, Value};
 
 use crate::marks::{self, Marks, Understood};
@@ -28,6 +28,8 @@ pub struct Fields {
     first: Text,
     second: Option<Text>,
     label: String,
+    task_field: String,
+    tasks: Option<RowTasks>,
     vocab_size: u32,
     num_labels: Option<u32>,
     /// What may be said of tokens.
@@ -60,6 +62,8 @@ pub(crate) struct Checked {
     pub(crate) label: Option<u32>,
     /// Of a row of ready ids.
     pub(crate) marks: Option<Marks>,
+    /// The task that the row names.
+    pub(crate) row_task: Option<u32>,
 }
 
 impl Fields {
@@ -81,6 +85,8 @@ impl Fields {
             first: Text { ids_only, ..first },
             second: second.map(|second| Text { ids_only, ..second }),
             label: spec.label.clone(),
+            task_field: spec.task_field.clone(),
+            tasks: None,
             vocab_size,
             num_labels,
             understood: Understood::default(),
@@ -91,6 +97,16 @@ impl Fields {
     #[must_use]
     pub fn understanding(self, understood: Understood) -> Self {
         Self { understood, ..self }
+    }
+
+    /// The same of rows that name one of these tasks each.
+    #[must_use]
+    pub fn with_tasks(self, tasks: Option<RowTasks>) -> Self {
+        Self { tasks, ..self }
+    }
+
+    pub(crate) fn tasks(&self) -> Option<&RowTasks> {
+        self.tasks.as_ref()
     }
 
     /// What is learnt from a row.
@@ -116,6 +132,7 @@ impl Fields {
         if self.task == DataTask::CausalLm && self.first.ready.is_some() {
             names.extend(marks::FIELDS);
         }
+        names.extend(self.tasks.as_ref().map(|_| self.task_field.as_str()));
         names
     }
 
@@ -144,7 +161,28 @@ impl Fields {
             }
             _ => None,
         };
-        Ok(Checked { first, second, label, marks })
+        let row_task = self.tasks.as_ref().map(|tasks| self.task_of(row, tasks)).transpose()?;
+        if let (Some(task), Some(tasks)) = (row_task, &self.tasks) {
+            prompt(&mut first, tasks, task)?;
+        }
+        Ok(Checked { first, second, label, marks, row_task })
+    }
+
+    /// The number of the task that a row names.
+    pub(crate) fn task_of(&self, row: &Map<String, Value>, tasks: &RowTasks) -> Result<u32, Fault> {
+        let name = &self.task_field;
+        let value = row.get(name).ok_or_else(|| missing(name, row))?;
+        let number = match value {
+            Value::String(text) => tasks.names.iter().position(|known| known == text).map(|at| at as u32),
+            other => other.as_u64().and_then(|number| u32::try_from(number).ok()),
+        };
+        number.filter(|number| *number < tasks.count).ok_or_else(|| {
+            let known = match tasks.names.as_slice() {
+                [] => format!("numbers below {}", tasks.count),
+                names => names.join(", "),
+            };
+            Fault::row(format!("field `{name}` is {}, none of the adapter's tasks: {known}", brief(value)))
+        })
     }
 
     fn label_of(&self, row: &Map<String, Value>) -> Result<u32, Fault> {
@@ -197,6 +235,19 @@ impl Text {
         }
         Ok(Piece::Text(text))
     }
+}
+
+/// Puts the prompt of a row's task before its text.
+fn prompt(first: &mut Option<Piece>, tasks: &RowTasks, task: u32) -> Result<(), Fault> {
+    let prompt = tasks.prompts.get(task as usize).map(String::as_str).unwrap_or_default();
+    match first {
+        Some(Piece::Text(text)) => text.insert_str(0, prompt),
+        Some(Piece::Ids { .. }) if !prompt.is_empty() => {
+            return Err(Fault::row("the prompt of the row's task needs a text, and the row has `input_ids`"));
+        }
+        Some(Piece::Ids { .. }) | None => {}
+    }
+    Ok(())
 }
 
 fn segments(row: &Map<String, Value>, length: usize) -> Result<Vec<u32>, Fault> {

@@ -25,6 +25,7 @@ mod row;
 mod source;
 mod template;
 mod tokenizer;
+mod turns;
 
 pub use batch::{Batch, Counts, IGNORE, Packed, Padded, Ragged, sample_digest};
 pub use dataset::{Dataset, OpenOptions, RowCache, SHARD_ROWS, Shard};
@@ -39,3 +40,4 @@ pub use plan::{Cursor, LaneRows, LaneStep, Order, Plan};
 pub use row::{BadRow, Place, Row};
 pub use template::Template;
 pub use tokenizer::Tokenizer;
+pub use turns::Turns;

@@ -3,22 +3,27 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use pleach_base::rng::Key;
 use pleach_base::{Result, TaskName, code};
 use pleach_spec::job::{DataSpec, TrainSpec};
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::SHARD_ROWS;
+use crate::dataset::{Dataset, SHARD_ROWS};
+use crate::encode::Encoder;
 use crate::permutation::Permutation;
+use crate::turns::Turns;
 
 /// How epochs are cut into steps and steps into lanes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     rows: u64,
     global_batch: u32,
     lanes: u32,
     total_steps: u64,
+    /// Tasks that take turns.
+    turns: Option<Arc<Turns>>,
 }
 
 /// What one lane contributes to one step.
@@ -71,10 +76,20 @@ impl Plan {
                 .error(format!("spec.train.global_batch: {global_batch} is larger than the {rows} usable rows"))
                 .hint(format!("use a global_batch of {rows} or less, or add rows")));
         }
-        let per_epoch = rows.div_ceil(u64::from(global_batch));
-        let by_epochs = epochs.map(|epochs| u64::from(epochs).saturating_mul(per_epoch));
+        let plan = Self { rows, global_batch, lanes, total_steps: 0, turns: None };
+        Ok(plan.until(epochs, max_steps))
+    }
+
+    fn until(self, epochs: Option<u32>, max_steps: Option<u64>) -> Self {
+        let by_epochs = epochs.map(|epochs| u64::from(epochs).saturating_mul(self.steps_per_epoch()));
         let total_steps = by_epochs.into_iter().chain(max_steps).min().unwrap_or(0);
-        Ok(Self { rows, global_batch, lanes, total_steps })
+        Self { total_steps, ..self }
+    }
+
+    /// The same rows where tasks take turns.
+    #[must_use]
+    fn by_task(self, turns: Turns, train: &TrainSpec) -> Self {
+        Self { turns: Some(Arc::new(turns)), ..self }.until(train.epochs, train.max_steps)
     }
 
     /// The plan of a job's training section over `rows` usable rows, with `lanes` as resolved at submit.
@@ -100,7 +115,10 @@ impl Plan {
     /// Steps of an epoch; the last one is short when `global_batch` does not divide the rows.
     #[must_use]
     pub fn steps_per_epoch(&self) -> u64 {
-        self.rows.div_ceil(u64::from(self.global_batch))
+        match &self.turns {
+            Some(turns) => turns.steps(),
+            None => self.rows.div_ceil(u64::from(self.global_batch)),
+        }
     }
 
     /// Steps of the whole training.
@@ -109,10 +127,26 @@ impl Plan {
         self.total_steps
     }
 
-    /// Epoch and positions of a step (from 0): all lanes together.
+    /// Epochs done after `steps` steps, with fraction.
+    #[must_use]
+    pub fn epochs_done(&self, steps: u64) -> f64 {
+        let Some(last) = steps.checked_sub(1) else { return 0.0 };
+        let (epoch, positions) = self.step(last);
+        let part = match &self.turns {
+            Some(turns) => ((last % turns.steps()) + 1) as f64 / turns.steps() as f64,
+            None => positions.end as f64 / self.rows as f64,
+        };
+        epoch as f64 + part
+    }
+
+    /// Epoch and positions of a step (from 0): all lanes together. Where tasks take turns, positions count the rows of one
+    /// task behind those of the other.
     #[must_use]
     pub fn step(&self, step: u64) -> (u64, Range<u64>) {
         let (epoch, within) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
+        if let Some(turns) = &self.turns {
+            return (epoch, turns.step(epoch, within).1);
+        }
         let start = within * u64::from(self.global_batch);
         (epoch, start..(start + u64::from(self.global_batch)).min(self.rows))
     }
@@ -130,7 +164,7 @@ impl Plan {
 }
 
 /// A [`Plan`] with the seeded order of every epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
     plan: Plan,
     key: Key,
@@ -145,13 +179,34 @@ impl Order {
         Self { plan, key: Key::seed(seed).named(task.as_str()).named("order"), shuffle: data.shuffle }
     }
 
+    /// The order of an opened dataset, for a job's training section with `lanes` as resolved at submit. Where the encoder's
+    /// tasks are to be alike in a step, they take turns: every row is then read once to learn its task.
+    ///
+    /// # Errors
+    /// As [`Plan::new`], [`Turns::new`] and [`Dataset::row`].
+    pub fn open(
+        dataset: &Dataset,
+        encoder: &Encoder,
+        train: &TrainSpec,
+        lanes: u32,
+        task: &TaskName,
+        data: &DataSpec,
+    ) -> Result<Self> {
+        let order = Self::new(Plan::of(train, dataset.len(), lanes)?, train.seed, task, data);
+        let Some(tasks) = encoder.tasks().filter(|tasks| tasks.alike) else { return Ok(order) };
+        let named: Vec<u32> =
+            (0..dataset.len()).map(|row| encoder.row_task(&dataset.row(row)?)).collect::<Result<_>>()?;
+        let turns = Turns::new(&named, tasks.count, train.global_batch, &tasks.batch_ratio, order.key)?;
+        Ok(Self { plan: order.plan.by_task(turns, train), ..order })
+    }
+
     /// The plan.
     #[must_use]
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// Position to row in an epoch.
+    /// Position to row in an epoch, where tasks do not take turns.
     #[must_use]
     pub fn epoch(&self, epoch: u64) -> Permutation {
         if self.shuffle {
@@ -165,8 +220,17 @@ impl Order {
     #[must_use]
     pub fn lane_rows(&self, step: u64, lane: u32) -> LaneRows {
         let at = self.plan.lane(step, lane);
-        let order = self.epoch(at.epoch);
-        LaneRows { rows: at.positions.clone().map(|position| order.row(position)).collect(), at }
+        let rows = match &self.plan.turns {
+            Some(turns) => {
+                let key = self.shuffle.then(|| self.key.with(at.epoch));
+                at.positions.clone().map(|position| turns.row(position, key)).collect()
+            }
+            None => {
+                let order = self.epoch(at.epoch);
+                at.positions.clone().map(|position| order.row(position)).collect()
+            }
+        };
+        LaneRows { rows, at }
     }
 
     /// The shards ([`SHARD_ROWS`] rows of the dataset each) that a lane reads in a range of steps.
@@ -179,8 +243,8 @@ impl Order {
 impl Cursor {
     /// The work of `lanes` from this cursor to the end of the plan: steps in order, lanes in order within a step.
     pub fn work(self, order: Order, lanes: Range<u32>) -> impl Iterator<Item = LaneRows> + Send + 'static {
-        (self.step..order.plan.total_steps)
-            .flat_map(move |step| lanes.clone().map(move |lane| order.lane_rows(step, lane)))
+        let steps = self.step..order.plan.total_steps;
+        steps.flat_map(move |step| lanes.clone().map(|lane| order.lane_rows(step, lane)).collect::<Vec<_>>())
     }
 
     /// The cursor after one more step.

@@ -25,7 +25,7 @@ pub mod reference;
 mod registry;
 pub mod strategy;
 
-pub use adapter::{AdapterConfig, Export, HasCard, Modalities, Options, Passes, Segments, StepInfo, Virtual};
+pub use adapter::{AdapterConfig, Export, HasCard, Modalities, Options, Owner, Passes, Segments, StepInfo, Virtual};
 pub use around::{Around, AroundOptions};
 pub use card::{Card, Invalid, MethodKind, Status, Sync};
 pub use explain::{Field, explain, fields};

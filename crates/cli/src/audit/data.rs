@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pleach_base::{Error, Result, TaskName, code};
-use pleach_data::{Dataset, Encoder, Limits, OpenOptions, Order, Plan, RowCache, Side, Understood};
+use pleach_data::{Dataset, Encoder, Limits, OpenOptions, Order, RowCache, Side, Understood};
 use pleach_methods::{AdapterConfig, head_options, parse_adapter};
 use pleach_nn::ModelDir;
 use pleach_spec::Job;
@@ -41,12 +41,14 @@ pub(super) fn open(job: &Job, index: usize, task: &TaskSpec) -> Result<Rows> {
             None => Some(small(info.max_positions.saturating_sub(front.prompt + front.prefix))),
         },
     };
-    let encoder = Encoder::open(data, folder, Side::Both, limits)?.understanding(understood(adapter.as_ref()));
+    let encoder = Encoder::open(data, folder, Side::Both, limits)?
+        .understanding(understood(adapter.as_ref()))
+        .with_tasks(adapter.row_tasks());
     let rows = RowCache::of_user();
     let options = OpenOptions { max_bad_rows: data.max_bad_rows, rows, ..OpenOptions::default() };
     let dataset = Arc::new(Dataset::open_source(&data.source, &encoder, &options)?);
-    let plan = Plan::of(&job.spec.train, dataset.len(), job.spec.train.lanes.unwrap_or(1))?;
-    let order = Order::new(plan, job.spec.train.seed, &TaskName::from(task.name.as_str()), data);
+    let (train, name) = (&job.spec.train, TaskName::from(task.name.as_str()));
+    let order = Order::open(&dataset, &encoder, train, train.lanes.unwrap_or(1), &name, data)?;
     Ok(Rows { dataset, order })
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use pleach_base::{Result, TaskName};
-use pleach_data::{Content, Dataset, Encoder, Limits, OpenOptions, Order, Plan, RowCache, Side};
+use pleach_data::{Content, Dataset, Encoder, Limits, OpenOptions, Order, RowCache, Side};
 use pleach_methods::parse_adapter;
 use pleach_nn::BackboneConfig;
 use pleach_spec::Job;
@@ -22,19 +22,13 @@ pub(super) fn largest(job: &Job, folder: &Path, model: &dyn BackboneConfig) -> V
     let of = |(index, task): (usize, &pleach_spec::job::TaskSpec)| {
         let data = task.data.as_ref().or(job.spec.data.as_ref())?;
         let here = !data.source.contains("://") || data.source.starts_with("file://");
-        here.then(|| of_task(job, (index, &task.name), data, folder, model).ok()).flatten()
+        here.then(|| of_task(job, index, data, folder, model).ok()).flatten()
     };
     job.spec.tasks.iter().enumerate().map(of).collect()
 }
 
-fn of_task(
-    job: &Job,
-    (index, name): (usize, &str),
-    data: &DataSpec,
-    folder: &Path,
-    model: &dyn BackboneConfig,
-) -> Result<u64> {
-    let (info, train) = (model.info(), &job.spec.train);
+fn of_task(job: &Job, index: usize, data: &DataSpec, folder: &Path, model: &dyn BackboneConfig) -> Result<u64> {
+    let (info, train, task) = (model.info(), &job.spec.train, &job.spec.tasks[index]);
     let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let limits = Limits {
         vocab_size: small(info.vocab_size),
@@ -42,18 +36,19 @@ fn of_task(
         max_positions: Some(small(info.max_positions)),
     };
     let adapter = parse_adapter(job, index)?;
-    let encoder = Encoder::open(data, folder, Side::Both, limits)?.understanding(understood(adapter.as_ref()));
+    let encoder = Encoder::open(data, folder, Side::Both, limits)?
+        .understanding(understood(adapter.as_ref()))
+        .with_tasks(adapter.row_tasks());
     let rows = RowCache::of_user();
     let options = OpenOptions { max_bad_rows: data.max_bad_rows, rows, ..OpenOptions::default() };
     let dataset = Dataset::open_source(&data.source, &encoder, &options)?;
     let lanes = train.lanes.unwrap_or(1);
-    let plan = Plan::of(train, dataset.len(), lanes)?;
-    let order = Order::new(plan, train.seed, &TaskName::from(name), data);
+    let order = Order::open(&dataset, &encoder, train, lanes, &TaskName::from(task.name.as_str()), data)?;
     let mut lengths: BTreeMap<u64, [usize; 2]> = BTreeMap::new();
     let mut largest = 0;
     // The first rank of the fewest workers has the most lanes.
     let own = lanes.div_ceil(job.spec.workers.min.max(1));
-    for step in 0..plan.total_steps() {
+    for step in 0..order.plan().total_steps() {
         if lengths.len() > LOOK {
             break;
         }

@@ -8,16 +8,16 @@ fn encoded(ids: &[u32]) -> Encoded {
 }
 
 fn lm(sample_id: u64, ids: &[u32]) -> Example {
-    Example { sample_id, content: Content::Lm(encoded(ids)) }
+    Example { sample_id, row_task: None, content: Content::Lm(encoded(ids)) }
 }
 
 fn class(sample_id: u64, ids: &[u32], label: u32) -> Example {
-    Example { sample_id, content: Content::Classification { input: encoded(ids), label } }
+    Example { sample_id, row_task: None, content: Content::Classification { input: encoded(ids), label } }
 }
 
 fn pair(sample_id: u64, query: &[u32], passage: &[u32]) -> Example {
     let (query, passage) = (Some(encoded(query)), encoded(passage));
-    Example { sample_id, content: Content::Pair { query, passage } }
+    Example { sample_id, row_task: None, content: Content::Pair { query, passage } }
 }
 
 #[test]

@@ -15,7 +15,7 @@ proptest! {
     ) {
         let batch = batch.min(rows as u32);
         let plan = Plan::new(rows, batch, lanes.min(batch), Some(epochs), None).unwrap();
-        let order = order(plan, shuffle);
+        let order = order(plan.clone(), shuffle);
         let mut seen = vec![vec![0u32; rows as usize]; epochs as usize];
         for step in 0..plan.total_steps() {
             for lane in 0..plan.lanes() {
@@ -57,7 +57,7 @@ proptest! {
     #[test]
     fn resuming_at_any_step_gives_the_rest(rows in 5u64..60, batch in 1u32..5, at in 0u64..40) {
         let order = order(Plan::new(rows, batch, 1, Some(2), None).unwrap(), true);
-        let whole: Vec<_> = Cursor::default().work(order, 0..1).collect();
+        let whole: Vec<_> = Cursor::default().work(order.clone(), 0..1).collect();
         let at = at.min(order.plan().total_steps());
         let rest: Vec<_> = Cursor { step: at }.work(order, 0..1).collect();
         prop_assert_eq!(&whole[at as usize..], &rest[..]);
@@ -96,7 +96,7 @@ fn impossible_plans_are_refused_with_their_codes() {
 #[test]
 fn a_lane_names_the_shards_it_reads() {
     let plan = Plan::new(5_000, 100, 2, Some(1), None).unwrap();
-    assert_eq!(order(plan, false).shards(1, 0..21), BTreeSet::from([0, 1, 2]));
+    assert_eq!(order(plan.clone(), false).shards(1, 0..21), BTreeSet::from([0, 1, 2]));
     assert_eq!(order(plan, true).shards(0, 0..50), (0..5).collect());
 }
 

@@ -34,7 +34,7 @@ fn fixture() -> Fixture {
 impl Fixture {
     fn loader(&self, from: u64, lanes: std::ops::Range<u32>) -> Loader {
         let (dataset, encoder) = (Arc::clone(&self.dataset), Arc::clone(&self.encoder));
-        Loader::start(dataset, encoder, Cursor { step: from }.work(self.order, lanes), 2).unwrap()
+        Loader::start(dataset, encoder, Cursor { step: from }.work(self.order.clone(), lanes), 2).unwrap()
     }
 }
 

@@ -50,7 +50,8 @@ impl Config {
     }
 }
 
-fn tensors(site: &Site) -> Vec<PlannedTensor> {
+/// The trained copies of a normalisation.
+pub(crate) fn tensors(site: &Site) -> Vec<PlannedTensor> {
     let tensor = |part: &'static str, shape: Vec<usize>| {
         let name = format!("base_model.model.{}.ln_tuning_layers.{part}", site.path);
         PlannedTensor::trained(name, site.id, part, shape, Init::Base)

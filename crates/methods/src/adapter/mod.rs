@@ -22,6 +22,7 @@ use std::marker::PhantomData;
 
 use pleach_base::Result;
 use pleach_nn::BackboneConfig;
+use pleach_spec::job::RowTasks;
 use schemars::{JsonSchema, Schema, schema_for};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -72,6 +73,7 @@ registry! {
     p_tuning,
     parallel,
     pill,
+    poly,
     prefix,
     prompt,
     randlora,
@@ -169,6 +171,18 @@ impl Half {
     }
 }
 
+/// Whose a parameter is, among the tasks that rows name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Owner {
+    /// All rows'.
+    #[default]
+    All,
+    /// The rows' of this task: a step without any leaves the parameter as it is.
+    Task(u32),
+    /// Row `i` of the first axis is that of task `i`.
+    EachRow,
+}
+
 /// What an `adapter_config.json` says beside the method's own fields.
 #[derive(Clone, Debug)]
 pub struct Export<'a> {
@@ -237,6 +251,17 @@ pub trait AdapterConfig: HasCard + Debug + Send + std::marker::Sync {
     /// has these three.
     fn sized(&self, _dim: Option<u32>, _scale: Option<f64>, _dropout: Option<f64>) -> Option<Box<dyn AdapterConfig>> {
         None
+    }
+
+    /// The tasks that rows must name: hooks find them in [`pleach_nn::Layout::tasks`]. `None` when rows are all alike.
+    fn row_tasks(&self) -> Option<RowTasks> {
+        None
+    }
+
+    /// Whose a parameter is. What has a single owner is not changed by a step without rows of that task: neither value,
+    /// decay nor moments.
+    fn owner(&self, _tensor: &PlannedTensor) -> Owner {
+        Owner::All
     }
 
     /// The learning rate of a parameter, as a multiple of the task's.

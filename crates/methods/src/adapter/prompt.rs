@@ -162,7 +162,9 @@ impl AdapterConfig for Config {
 
     #[cfg(feature = "torch")]
     fn hooks(&self, parts: &super::Parts<'_>) -> Result<super::Hooks> {
-        let table = parts.get(prompting::TABLE)?.shallow_clone();
+        // By its part: among the adapters of several tasks it has another name.
+        let planned = parts.plan.tensors.iter().find(|tensor| tensor.part == prompting::TABLE);
+        let table = parts.get(planned.map_or(prompting::TABLE, |tensor| &tensor.name))?.shallow_clone();
         Ok(prompting::prepend(parts, self.prompting.tokens(), Box::new(move |_| table.shallow_clone())))
     }
 }

@@ -64,6 +64,7 @@ impl Room {
         };
         let from = (most > 0).then(|| Tensor::from_slice(&from).to_device(device));
         let mut room = Self { layout: longer.shifted(shift).segmented(layout.segments().to_vec()), from };
+        room.layout = room.layout.of_tasks(layout.tasks().to_vec());
         let modality = layout.modality().map(|modality| room.tokens(modality, 0));
         room.layout = room.layout.with_modality(modality);
         room

@@ -21,8 +21,10 @@ mod mixda;
 mod mosa;
 mod p_adapter;
 mod pill;
+mod poly;
 mod snnk;
 mod sparse;
+mod vl_adapter;
 
 use std::path::Path;
 
@@ -47,6 +49,7 @@ struct Page {
 static PAGES: &[Page] = &[
     snnk::PAGE,
     generative::PAGE,
+    vl_adapter::PAGE,
     mixda::PAGE,
     mosa::PAGE,
     sparse::PAGE,
@@ -54,6 +57,7 @@ static PAGES: &[Page] = &[
     binary::PAGE,
     pill::PAGE,
     hydra::PAGE,
+    poly::PAGE,
 ];
 
 /// What came of one recording.

@@ -5,4 +5,5 @@ crate::around::registry! {
     mixda,
     mosa,
     snnk_closed_form,
+    vl_multitask,
 }

@@ -19,4 +19,5 @@ mod parity;
 mod pill;
 mod snnk;
 mod support;
+mod tasks;
 mod zoo;

@@ -64,7 +64,8 @@ mod imp {
             }
             let sequences = cx.layout.sequences();
             let samples = cx.layout.samples().to_vec();
-            let rows = Layout::padded(vec![buckets; sequences], buckets, samples, cx.layout.device());
+            let rows = Layout::padded(vec![buckets; sequences], buckets, samples, cx.layout.device())
+                .of_tasks(cx.layout.tasks().to_vec());
             let classes = classes.unsqueeze(0).expand([sequences as i64, -1], false);
             self.table.run(&Forward { layout: &rows, ..*cx }, &classes)
         }

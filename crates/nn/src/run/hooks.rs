@@ -113,6 +113,12 @@ impl BaseOp<'_> {
         (self.op)(self.layout, x, Some(weights))
     }
 
+    /// The same operation for consecutive rows of those at hand, which lie as `layout` says.
+    #[must_use]
+    pub fn at<'b>(&'b self, layout: &'b Layout) -> BaseOp<'b> {
+        BaseOp { layout, ..*self }
+    }
+
     /// Runs the operation behind a chain of hooks: the first sees the inputs first and the result last. Weights that a
     /// hook runs it with are, for the hooks behind it, the frozen ones.
     #[must_use]

@@ -42,6 +42,8 @@ pub struct Layout {
     segments: Vec<Segment>,
     /// Number of each token's modality; none when all are text, whose number is 0.
     modality: Option<Tensor>,
+    /// The task of each sequence; empty when rows name none.
+    tasks: Vec<u32>,
     /// Position of each sequence's first token; empty when all begin at 0.
     shift: Vec<usize>,
     /// Number of the first sequence in the batch that this is a part of.
@@ -98,8 +100,33 @@ impl Layout {
         assert_eq!(lengths.len(), samples.len(), "one sample id a sequence");
         let (positions, key_mask, buckets) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
         let (segments, modality, shift, chosen) = (Vec::new(), None, Vec::new(), Vec::new());
-        let start = 0;
-        Self { form, lengths, samples, segments, modality, shift, start, chosen, device, positions, key_mask, buckets }
+        let (tasks, start) = (Vec::new(), 0);
+        Self {
+            form,
+            lengths,
+            samples,
+            tasks,
+            segments,
+            modality,
+            shift,
+            start,
+            chosen,
+            device,
+            positions,
+            key_mask,
+            buckets,
+        }
+    }
+
+    /// The same sequences with the number of the task that each row names, or with none.
+    ///
+    /// # Panics
+    /// When there is neither none nor one number a sequence: a defect of the caller.
+    #[must_use]
+    pub fn of_tasks(mut self, tasks: Vec<u32>) -> Self {
+        assert!(tasks.is_empty() || tasks.len() == self.sequences(), "one task a sequence");
+        self.tasks = tasks;
+        self
     }
 
     /// The same sequences with positions that begin at `shift[i]`: behind that many virtual tokens in front of the keys.
@@ -187,6 +214,12 @@ impl Layout {
         &self.samples
     }
 
+    /// The tasks that rows name, by number; empty when they name none.
+    #[must_use]
+    pub fn tasks(&self) -> &[u32] {
+        &self.tasks
+    }
+
     /// Where the tensors are.
     #[must_use]
     pub fn device(&self) -> Device {
@@ -246,6 +279,7 @@ impl Layout {
             Form::Padded { width } => Self::new(Form::Padded { width: *width }, lengths, samples, self.device),
             Form::Packed { .. } => Self::packed(lengths, samples, self.device),
         };
+        part.tasks = self.tasks.get(rows.clone()).unwrap_or_default().to_vec();
         part.shift = self.shift.get(rows.clone()).unwrap_or_default().to_vec();
         part.start = self.start + rows.start;
         let part = part.segmented(self.segments.get(rows.clone()).unwrap_or_default().to_vec());
@@ -255,7 +289,8 @@ impl Layout {
     /// Some sequences of one length as a padded batch.
     pub(crate) fn bucket(&self, length: usize, members: &[usize]) -> Self {
         let samples = members.iter().map(|sequence| self.samples[*sequence]).collect();
-        let mut bucket = Self::padded(vec![length; members.len()], length, samples, self.device);
+        let tasks = members.iter().filter_map(|sequence| self.tasks.get(*sequence).copied()).collect();
+        let mut bucket = Self::padded(vec![length; members.len()], length, samples, self.device).of_tasks(tasks);
         bucket.chosen = members.iter().map(|sequence| self.start + sequence).collect();
         bucket
     }
@@ -270,13 +305,15 @@ impl Layout {
     /// The packed layout of keys with `extra` virtual tokens in front of every sequence; `None` when there are none.
     pub(crate) fn lengthened(&self, extra: usize) -> Option<Self> {
         let longer = || self.lengths.iter().map(|length| length + extra).collect();
-        (extra > 0).then(|| Self::packed(longer(), self.samples.clone(), self.device))
+        let packed = || Self::packed(longer(), self.samples.clone(), self.device).of_tasks(self.tasks.clone());
+        (extra > 0).then(packed)
     }
 
     /// The layout of one row a sequence, `[batch, ..]`, for what comes after pooling.
     #[must_use]
     pub fn one_each(&self) -> Self {
-        let mut rows = Self::packed(vec![1; self.sequences()], self.samples.clone(), self.device);
+        let rows = Self::packed(vec![1; self.sequences()], self.samples.clone(), self.device);
+        let mut rows = rows.of_tasks(self.tasks.clone());
         rows.start = self.start;
         rows
     }

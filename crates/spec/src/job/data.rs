@@ -22,6 +22,9 @@ pub struct DataSpec {
     /// Field that holds the class number.
     #[serde(default = "default_label")]
     pub label: String,
+    /// Field that names the row's task, by name or number, when the adapter tells the tasks of rows apart.
+    #[serde(default = "default_task_field")]
+    pub task_field: String,
     /// Longest sequence in tokens; longer ones are cut at the end.
     #[serde(default = "default_max_length")]
     pub max_length: u32,
@@ -38,6 +41,10 @@ pub struct DataSpec {
 
 fn default_label() -> String {
     "label".into()
+}
+
+fn default_task_field() -> String {
+    "task".into()
 }
 
 fn default_max_length() -> u32 {
@@ -58,6 +65,21 @@ pub enum DataTask {
     SequenceClassification,
     /// Bring a query (`text` or `input_ids`) near its passage (`text_pair` or `input_ids_pair`); the other passages of the batch are the negatives.
     Retrieval,
+}
+
+/// The tasks that rows may name: what an adapter that tells them apart asks of the data.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RowTasks {
+    /// How many; rows may name them by number from 0.
+    pub count: u32,
+    /// Their names in the order of the numbers; empty when they have none.
+    pub names: Vec<String>,
+    /// What stands in front of each task's text; empty, or one a task.
+    pub prompts: Vec<String>,
+    /// Every step has rows of one task alone: the tasks take turns.
+    pub alike: bool,
+    /// Rows of a task's step in parts of the global batch; empty when all are 1.
+    pub batch_ratio: Vec<f64>,
 }
 
 /// Evaluation during and after training.

@@ -94,7 +94,9 @@ impl MicroBatch {
             Some(Documents { sequences, samples, .. }) => (sequences, samples),
             None => (&batch.inputs, &samples),
         };
-        let (mut input, labels) = lay_out(sequences, of, device);
+        // Segments of a document are rows of one task, which none of these methods tells apart.
+        let tasks = if documents.is_some() { &[][..] } else { &batch.row_tasks };
+        let (mut input, labels) = lay_out(sequences, of, tasks, device);
         let labels = match objective {
             // Behind a prompt the first token of a sequence is predicted too, also where sequences are packed.
             Objective::CausalLm if front.prompt > 0 && matches!(input.layout.form(), Form::Packed { .. }) => {
@@ -115,7 +117,8 @@ impl MicroBatch {
             if passages.rows() != batch.inputs.rows() {
                 return Err(code::INTERNAL.error("a row to train on has a passage and no query"));
             }
-            passes.push(front::with_virtual(lay_out(passages, &samples, device).0, front, reads));
+            let passages = lay_out(passages, &samples, &batch.row_tasks, device).0;
+            passes.push(front::with_virtual(passages, front, reads));
         }
         let counts = batch.counts();
         Ok(Self { passes, targets: None, samples, count: counts.labels as f64, tokens: counts.tokens })
@@ -131,15 +134,17 @@ impl MicroBatch {
     }
 }
 
-/// Sequences of any lengths as a pass, and their labels as language: padded where that costs little, else packed.
-pub(crate) fn lay_out(sequences: &Ragged, samples: &[u64], device: Device) -> (PassInput, Tensor) {
+/// Sequences of any lengths as a pass, and their labels as language: padded where that costs little, else packed. `tasks`
+/// is empty when rows name none.
+pub(crate) fn lay_out(sequences: &Ragged, samples: &[u64], tasks: &[u32], device: Device) -> (PassInput, Tensor) {
     let lengths: Vec<usize> = sequences.lengths().map(|length| length as usize).collect();
     let cells = lengths.iter().max().unwrap_or(&0) * lengths.len();
-    if cells as f64 > PADDING_WORTH_AVOIDING * sequences.tokens() as f64 {
+    let (input, labels) = if cells as f64 > PADDING_WORTH_AVOIDING * sequences.tokens() as f64 {
         packed(sequences, lengths, samples, device)
     } else {
         padded(sequences, lengths, samples, device)
-    }
+    };
+    (PassInput { layout: input.layout.of_tasks(tasks.to_vec()), ..input }, labels)
 }
 
 fn padded(sequences: &Ragged, lengths: Vec<usize>, samples: &[u64], device: Device) -> (PassInput, Tensor) {
@@ -208,6 +213,7 @@ mod tests {
             let batch = Batch {
                 task: pleach_spec::job::DataTask::CausalLm,
                 sample_ids: (0..rows.len() as u64).collect(),
+                row_tasks: Vec::new(),
                 inputs: Ragged::of(&rows),
                 passages: None,
                 classes: None,

@@ -42,7 +42,14 @@ pub(super) fn fault(adapter: &Adapter, model: &dyn Backbone, files: &[SnapshotFi
             return Ok(Some(format!("its files cannot be read back: {why}")));
         }
     };
-    let input = with_virtual(probe(model), adapter.config().virtual_tokens(), &model.config().info().reads);
+    let mut probe = probe(model);
+    // What is saved may be what one of the tasks of rows is left with.
+    if let (Some(tasks), Some(_)) = (adapter.config().row_tasks(), again.config().row_tasks()) {
+        let named: Vec<u32> = (0..probe.layout.sequences() as u32).map(|row| row % tasks.count.max(1)).collect();
+        probe.second = probe.second.map(|second| second.of_tasks(named.clone()));
+        probe.layout = probe.layout.of_tasks(named);
+    }
+    let input = with_virtual(probe, adapter.config().virtual_tokens(), &model.config().info().reads);
     let run = |adapter: &Adapter| tch::no_grad(|| forward(model, adapter, &input, Mode::EVAL).tensor().detach());
     let (before, after) = (run(adapter), run(&again));
     let largest = |tensor: &Tensor| tensor.abs().max().to_kind(Kind::Double).double_value(&[]);

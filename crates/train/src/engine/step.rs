@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use pleach_base::{Result, SharedClock};
+use pleach_base::{Result, SharedClock, code};
 use pleach_comm::{Collective, ReduceOp, strict_sum};
 use pleach_data::Batch;
 use pleach_methods::{Passes, symmetric_kl};
@@ -93,6 +93,7 @@ fn compute(machine: &Machine<'_>, task: &Task, units: &[Unit], lane_rows: &[usiz
     let all = || units.iter().flat_map(|unit| &unit.micro_batches);
     let local = [all().map(|m| m.count).sum::<f64>(), all().map(|m| m.tokens as f64).sum::<f64>()];
     let totals = agree::sums(machine.group, &local)?;
+    let present = present(machine, task, units)?;
     let denominators = task.setup.objective.counts(totals[0]);
     let mut broken_samples = Vec::new();
     let begun = machine.worked();
@@ -111,7 +112,26 @@ fn compute(machine: &Machine<'_>, task: &Task, units: &[Unit], lane_rows: &[usiz
     let broken = agree::maxima(machine.group, &[f64::from(u8::from(broken))])?[0] > 0.0;
     let loss = loss::value(&[(task.setup.objective.term(), sum, 1.0)], &denominators) + own_term;
     let (tokens, lanes, fed) = (totals[1] as u64, 0, Vec::new());
-    Ok(Pending { grads, loss, tokens, broken, broken_samples, lanes, fed, compute_seconds })
+    Ok(Pending { grads, loss, tokens, broken, broken_samples, lanes, fed, present, compute_seconds })
+}
+
+/// Which of the tasks that rows may name have rows in the step, on any rank.
+fn present(machine: &Machine<'_>, task: &Task, units: &[Unit]) -> Result<Vec<bool>> {
+    let Some(tasks) = task.setup.adapter.config().row_tasks() else { return Ok(Vec::new()) };
+    let mut rows = vec![0.0; tasks.count as usize];
+    for micro in units.iter().flat_map(|unit| &unit.micro_batches) {
+        let named = micro.passes.first().map_or(&[][..], |pass| pass.layout.tasks());
+        if named.len() != micro.samples.len() {
+            return Err(code::METHOD_CONFIG
+                .error(format!("task {}: rows do not name which of {} tasks they are of", task.setup.name, tasks.count))
+                .hint("the adapter tells rows apart by their tasks: give each row one"));
+        }
+        for named in named {
+            let unknown = || code::INTERNAL.error(format!("a row names task {named} of {}", tasks.count));
+            *rows.get_mut(*named as usize).ok_or_else(unknown)? += 1.0;
+        }
+    }
+    Ok(agree::sums(machine.group, &rows)?.iter().map(|rows| *rows > 0.0).collect())
 }
 
 fn units(machine: &Machine<'_>, task: &Task, batch: &StepBatch) -> Result<Vec<Unit>> {

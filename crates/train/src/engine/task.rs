@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use pleach_base::{Result, TaskName, code};
-use pleach_methods::{Adapter, Keep, PlannedTensor, StepInfo};
+use pleach_methods::{Adapter, Keep, Owner, PlannedTensor, StepInfo};
 use pleach_nn::Backbone;
 use pleach_spec::job::{Determinism, NonFinite, OptimizerSpec, ScheduleSpec};
 use serde_json::Value;
@@ -64,6 +64,8 @@ pub(super) struct Pending {
     /// Lanes of the step, and which of them this rank was fed, with the digest of their ids.
     pub(super) lanes: usize,
     pub(super) fed: Vec<(u32, [u8; 32])>,
+    /// Which of the tasks that rows may name have rows in the step, on any rank; empty when rows name none.
+    pub(super) present: Vec<bool>,
     /// Seconds of this rank's own work.
     pub(super) compute_seconds: f64,
 }
@@ -75,6 +77,8 @@ pub(crate) struct Task {
     pub(super) optimizer: Box<dyn Optimizer>,
     /// Learning rates over the flat buffer.
     pub(super) spans: Vec<Span>,
+    /// Whether some parameters belong to tasks that rows name.
+    owned: bool,
     /// Lengths of the phases of its training.
     phases: Vec<u64>,
     pub(super) gate: Gatekeeper,
@@ -97,7 +101,9 @@ impl Task {
         let params = setup.adapter.params();
         let layout = FlatLayout::new(params.iter().map(|(name, leaf)| (name.to_owned(), leaf.size())).collect());
         let flat = params.flatten();
-        let partial = setup.adapter.config().partial();
+        let config = setup.adapter.config();
+        let owned = setup.adapter.plan().trained().any(|tensor| config.owner(tensor) != Owner::All);
+        let partial = config.partial() || owned;
         let optimizer = optim::build(&setup.optimizer, layout.numel(), flat.device(), partial);
         let gate = Gatekeeper::new(&layout, &flat);
         let (plan, config) = (setup.adapter.plan(), setup.adapter.config());
@@ -109,6 +115,7 @@ impl Task {
             layout,
             optimizer,
             spans,
+            owned,
             phases,
             gate,
             step,
@@ -189,18 +196,29 @@ impl Task {
         StepInfo::new(self.step + 1, self.setup.total_steps, &self.phases)
     }
 
-    /// The flat buffer as the next update takes it.
-    pub(super) fn spans(&self) -> Cow<'_, [Span]> {
+    /// The flat buffer as the next update takes it, in a step with rows of the tasks in `present`.
+    pub(super) fn spans(&self, present: &[bool]) -> Cow<'_, [Span]> {
         let (plan, config) = (self.setup.adapter.plan(), self.setup.adapter.config());
-        if !config.partial() {
+        if !config.partial() && !self.owned {
             return Cow::Borrowed(&self.spans);
         }
         let next = self.next();
-        Cow::Owned(Span::join(plan.trained().map(|tensor| Span {
-            length: tensor.numel() as i64,
-            scale: config.lr_scale(tensor),
-            moves: config.updates(tensor, next) && self.takes_part(tensor),
-        })))
+        let mut spans = Vec::new();
+        for tensor in plan.trained() {
+            let (length, scale) = (tensor.numel() as i64, config.lr_scale(tensor));
+            let updates = !config.partial() || config.updates(tensor, next) && self.takes_part(tensor);
+            let moves = |task: usize| updates && present.get(task).copied().unwrap_or(true);
+            match config.owner(tensor) {
+                Owner::All => spans.push(Span { length, scale, moves: updates }),
+                Owner::Task(task) => spans.push(Span { length, scale, moves: moves(task as usize) }),
+                Owner::EachRow => {
+                    let rows = tensor.shape.first().copied().unwrap_or(1).max(1);
+                    let row = |task| Span { length: length / rows as i64, scale, moves: moves(task) };
+                    spans.extend((0..rows).map(row));
+                }
+            }
+        }
+        Cow::Owned(Span::join(spans))
     }
 
     /// The flat buffer as gradients are exchanged: those of tensors that take no part in the next step are not.

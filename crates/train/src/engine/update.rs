@@ -100,7 +100,7 @@ fn apply(task: &mut Task, pending: &mut Pending, learning_rate: f64) -> Result<f
     }
     let norm = clip::clip(&mut pending.grads, task.setup.max_grad_norm);
     task.gate.note(&task.layout, &pending.grads, learning_rate);
-    let spans = task.spans().into_owned();
+    let spans = task.spans(&pending.present).into_owned();
     let params = task.setup.adapter.params();
     let mut flat = params.flatten();
     task.optimizer.step(&mut flat, &pending.grads, learning_rate, &spans);

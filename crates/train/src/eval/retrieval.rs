@@ -34,7 +34,8 @@ fn embed(scorer: &Scorer<'_>, set: &Retrieval) -> Result<Tensor> {
         agree::alive(scorer.group)?;
         let sequences: Vec<_> = batch.iter().map(|index| &set.texts[*index]).collect();
         let samples: Vec<u64> = batch.iter().map(|index| *index as u64).collect();
-        let (input, _) = lay_out(&Ragged::of(sequences), &samples, device);
+        let tasks: Vec<u32> = batch.iter().filter_map(|index| set.tasks.get(*index).copied()).collect();
+        let (input, _) = lay_out(&Ragged::of(sequences), &samples, &tasks, device);
         let input = with_virtual(input, scorer.ground.front, scorer.ground.reads);
         match forward(scorer.model, scorer.hooks, &input, Mode::EVAL) {
             Output::Vectors(vectors) => own.push(vectors.to_kind(Kind::Float)),

@@ -18,6 +18,8 @@ pub enum EvalSet {
 pub struct Retrieval {
     /// Every distinct sequence, in order of first use.
     pub(super) texts: Vec<Encoded>,
+    /// The task of each text, when rows name theirs; else empty.
+    pub(super) tasks: Vec<u32>,
     /// Index of each query's text.
     pub(super) queries: Vec<usize>,
     /// Index of each candidate's text, each once.
@@ -42,14 +44,14 @@ impl EvalSet {
         let mut places = BTreeMap::new();
         let queries_from = pairs.len();
         for (index, example) in pairs.into_iter().chain(more).enumerate() {
-            let Content::Pair { query, passage } = example.content else { continue };
-            let passage = set.text(&mut texts, passage);
+            let (Content::Pair { query, passage }, task) = (example.content, example.row_task) else { continue };
+            let passage = set.text(&mut texts, passage, task);
             let place = *places.entry(passage).or_insert_with(|| {
                 set.candidates.push(passage);
                 set.candidates.len() as i64 - 1
             });
             if let Some(query) = query.filter(|_| index < queries_from) {
-                let query = set.text(&mut texts, query);
+                let query = set.text(&mut texts, query, task);
                 set.queries.push(query);
                 set.gold.push(place);
             }
@@ -73,10 +75,14 @@ impl EvalSet {
     }
 }
 
+/// Number of a text of a task.
+type Known = BTreeMap<(Vec<u32>, Option<u32>), usize>;
+
 impl Retrieval {
-    fn text(&mut self, known: &mut BTreeMap<Vec<u32>, usize>, text: Encoded) -> usize {
-        *known.entry(text.ids.clone()).or_insert_with(|| {
+    fn text(&mut self, known: &mut Known, text: Encoded, task: Option<u32>) -> usize {
+        *known.entry((text.ids.clone(), task)).or_insert_with(|| {
             self.texts.push(text);
+            self.tasks.extend(task);
             self.texts.len() - 1
         })
     }
@@ -88,7 +94,11 @@ mod tests {
 
     fn pair(query: Option<u32>, passage: u32) -> Example {
         let text = |id| Encoded { ids: vec![id], type_ids: vec![0] };
-        Example { sample_id: 0, content: Content::Pair { query: query.map(text), passage: text(passage) } }
+        Example {
+            sample_id: 0,
+            row_task: None,
+            content: Content::Pair { query: query.map(text), passage: text(passage) },
+        }
     }
 
     #[test]

@@ -88,9 +88,9 @@ impl<'a> Opener<'a> {
     }
 
     fn encoder(&self, encoders: &mut Encoders, spec: &DataSpec, side: Side) -> Result<Arc<Encoder>> {
-        let (limits, understood) = (self.limits(spec.task), self.understood());
-        encoders.get(&format!("{spec:?} {side:?} {limits:?} {understood:?}"), || {
-            Ok(Encoder::open(spec, self.folder, side, limits)?.understanding(understood))
+        let (limits, understood, tasks) = (self.limits(spec.task), self.understood(), self.adapter.row_tasks());
+        encoders.get(&format!("{spec:?} {side:?} {limits:?} {understood:?} {tasks:?}"), || {
+            Ok(Encoder::open(spec, self.folder, side, limits)?.understanding(understood).with_tasks(tasks))
         })
     }
 
@@ -117,8 +117,9 @@ impl<'a> Opener<'a> {
     ) -> Result<TaskData> {
         let encoder = self.encoder(encoders, spec, Side::Both)?;
         let dataset = self.open(&spec.source, spec, &encoder)?;
-        let plan = Plan::of(train, dataset.len(), train.lanes.unwrap_or(1))?;
-        let order = Order::new(plan, train.seed, name, spec);
+        let lanes = train.lanes.unwrap_or(1);
+        let order = || Order::open(&dataset, &encoder, train, lanes, name, spec);
+        let order = keepalive::during(self.cx.observer.as_ref(), order)?;
         Ok(TaskData { dataset: Arc::new(dataset), encoder, order, feed: None })
     }
 
@@ -161,11 +162,7 @@ impl TaskData {
 
     /// Epochs done after `step` steps, with fraction.
     pub(super) fn epoch(&self, step: u64) -> f64 {
-        if step == 0 {
-            return 0.0;
-        }
-        let (epoch, positions) = self.plan().step(step - 1);
-        epoch as f64 + positions.end as f64 / self.plan().rows() as f64
+        self.plan().epochs_done(step)
     }
 
     /// The part of step `step` (from 0) that lies in `lanes`.
@@ -173,7 +170,7 @@ impl TaskData {
         let mut feed = match self.feed.take() {
             Some(feed) if feed.step == step && feed.lanes == lanes => feed,
             _ => {
-                let work = Cursor { step }.work(self.order, lanes.clone());
+                let work = Cursor { step }.work(self.order.clone(), lanes.clone());
                 let loader = Loader::start(Arc::clone(&self.dataset), Arc::clone(&self.encoder), work, AHEAD)?;
                 Feed { loader, lanes: lanes.clone(), step }
             }

@@ -47,7 +47,7 @@ fn saved(case: &str, change: impl FnOnce(&mut Value)) -> Saved {
     engine.add_task(setup).unwrap();
     let row = |row: u64| {
         let ids: Vec<u32> = (0..9).map(|at| (row as u32 * 31 + at * at * 17) % 250).collect();
-        Example { sample_id: row, content: Content::Lm(Encoded { type_ids: vec![0; ids.len()], ids }) }
+        Example { sample_id: row, row_task: None, content: Content::Lm(Encoded { type_ids: vec![0; ids.len()], ids }) }
     };
     let batch = Batch::collate(DataTask::CausalLm, &[row(1), row(2)]).unwrap();
     engine.forward_backward(&"t".into(), &StepBatch { lanes: vec![(0, batch)], lane_rows: vec![2] }).unwrap();

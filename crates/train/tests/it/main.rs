@@ -17,4 +17,5 @@ mod remote;
 mod snnk;
 mod sparse;
 mod strategies;
+mod tasks;
 mod zoo;

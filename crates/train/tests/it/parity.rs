@@ -38,7 +38,7 @@ impl Case {
                 DataTask::CausalLm => Content::Lm(input),
                 _ => Content::Classification { input, label: labels.int64_value(&[row]) as u32 },
             };
-            Example { sample_id: row as u64, content }
+            Example { sample_id: row as u64, row_task: None, content }
         };
         Batch::collate(self.task, &(0..rows).map(example).collect::<Vec<_>>()).unwrap()
     }

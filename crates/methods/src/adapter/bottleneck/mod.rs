@@ -26,6 +26,10 @@ use serde::Deserializer;
 
 pub use options::{Bn, Coupling, InitWeights, PostAdd, Reduction, Residual, RuleInit, Scaling, TrainedScaling};
 #[cfg(feature = "torch")]
+pub(crate) use phm::{Factor, Products};
+#[cfg(feature = "torch")]
+pub(crate) use run::{Affine, Net, Pair, finished};
+#[cfg(feature = "torch")]
 pub use run::{Before, Bottleneck};
 #[cfg(feature = "torch")]
 pub(crate) use sublayer::around;

@@ -104,7 +104,7 @@ fn larges(bn: &Bn, names: [&'static str; 3], input: usize, output: usize, to: &m
 }
 
 #[cfg(feature = "torch")]
-pub(super) use imp::Products;
+pub(crate) use imp::{Factor, Products};
 
 #[cfg(feature = "torch")]
 mod imp {
@@ -116,7 +116,8 @@ mod imp {
     use crate::adapter::Parts;
 
     /// A tensor, perhaps as two thin factors.
-    enum Factor {
+    #[derive(Debug)]
+    pub(crate) enum Factor {
         Whole(Tensor),
         Two(Tensor, Tensor),
     }
@@ -136,10 +137,11 @@ mod imp {
     }
 
     /// A map of Kronecker products.
-    pub(in super::super) struct Products {
-        rule: Factor,
-        large: Factor,
-        bias: Option<Tensor>,
+    #[derive(Debug)]
+    pub(crate) struct Products {
+        pub(crate) rule: Factor,
+        pub(crate) large: Factor,
+        pub(crate) bias: Option<Tensor>,
     }
 
     impl Products {
@@ -172,12 +174,16 @@ mod imp {
             Ok(Self { rule, large, bias })
         }
 
-        /// `[.., in]` to `[.., out]`.
-        pub(in super::super) fn run(&self, x: &Tensor) -> Tensor {
+        /// `H` `[in, out]`.
+        pub(crate) fn matrix(&self) -> Tensor {
             let (rule, large) = (self.rule.value(), self.large.value()); // [n, a, b], [n, p, q]
             let (a, b, p, q) = (rule.size()[1], rule.size()[2], large.size()[1], large.size()[2]);
-            let product = Tensor::einsum("iab,ipq->apbq", &[rule, large], None::<i64>).reshape([a * p, b * q]);
-            let y = x.matmul(&product);
+            Tensor::einsum("iab,ipq->apbq", &[rule, large], None::<i64>).reshape([a * p, b * q])
+        }
+
+        /// `[.., in]` to `[.., out]`.
+        pub(crate) fn run(&self, x: &Tensor) -> Tensor {
+            let y = x.matmul(&self.matrix());
             match &self.bias {
                 Some(bias) => y + bias,
                 None => y,

@@ -12,7 +12,8 @@ use crate::adapter::common::{Activation, Dropout, sequence_mean};
 use crate::adapter::{Hooks, Parts, SiteMethod};
 
 /// An affine map.
-enum Affine {
+#[derive(Debug)]
+pub(crate) enum Affine {
     Plain { weight: Tensor, bias: Tensor },
     Products(Products),
 }
@@ -27,7 +28,7 @@ impl Affine {
         Ok(Self::Products(Products::new(bn, end, parts, site, shared)?))
     }
 
-    fn run(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn run(&self, x: &Tensor) -> Tensor {
         match self {
             Self::Plain { weight, bias } => x.linear(weight, Some(bias)),
             Self::Products(products) => products.run(x),
@@ -36,7 +37,8 @@ impl Affine {
 }
 
 /// Weight and bias of a normalisation or a gate.
-struct Pair(Tensor, Tensor);
+#[derive(Debug)]
+pub(crate) struct Pair(pub(crate) Tensor, pub(crate) Tensor);
 
 impl Pair {
     fn new(on: bool, parts: &Parts<'_>, site: SiteId, names: [&str; 2]) -> Result<Option<Self>> {
@@ -52,6 +54,31 @@ impl Pair {
     }
 }
 
+/// The bottleneck itself: `U act(D norm(h))`.
+#[derive(Debug)]
+pub(crate) struct Net {
+    pub(crate) norm_before: Option<Pair>,
+    pub(crate) down: Affine,
+    pub(crate) activation: Activation,
+    pub(crate) up: Affine,
+}
+
+impl Net {
+    /// `[.., hidden]` to the same shape, without the residual.
+    pub(crate) fn run(&self, x: &Tensor) -> Tensor {
+        let normed = self.norm_before.as_ref().map(|norm| norm.norm(x));
+        self.up.run(&self.activation.run(&self.down.run(normed.as_ref().unwrap_or(x))))
+    }
+}
+
+/// The adapter's end: its result, normalised where it has a normalisation of its own, with the residual.
+pub(crate) fn finished(result: &Tensor, own: &Tensor, norm_after: Option<&Pair>) -> Tensor {
+    match norm_after {
+        Some(norm) => norm.norm(result) + own,
+        None => result + own,
+    }
+}
+
 enum Factor {
     Constant(f64),
     Trained(Tensor),
@@ -60,10 +87,7 @@ enum Factor {
 /// A bottleneck adapter at one site.
 pub struct Bottleneck {
     bn: Bn,
-    activation: Activation,
-    norm_before: Option<Pair>,
-    down: Affine,
-    up: Affine,
+    net: Net,
     scaling: Factor,
     gate: Option<Pair>,
     norm_after: Option<Pair>,
@@ -79,10 +103,12 @@ impl Bottleneck {
             Scaling::Trained(_) => Factor::Trained(parts.part(site, SCALING)?.shallow_clone()),
         };
         Ok(Self {
-            activation: Activation::parse("non_linearity", &bn.non_linearity)?,
-            norm_before: Pair::new(bn.ln_before, parts, site, NORM_BEFORE)?,
-            down: Affine::new(bn, End::Down, parts, site)?,
-            up: Affine::new(bn, End::Up, parts, site)?,
+            net: Net {
+                activation: Activation::parse("non_linearity", &bn.non_linearity)?,
+                norm_before: Pair::new(bn.ln_before, parts, site, NORM_BEFORE)?,
+                down: Affine::new(bn, End::Down, parts, site)?,
+                up: Affine::new(bn, End::Up, parts, site)?,
+            },
             scaling,
             gate: Pair::new(bn.use_gating, parts, site, GATE)?,
             norm_after: Pair::new(bn.ln_after, parts, site, NORM_AFTER)?,
@@ -117,9 +143,7 @@ impl Bottleneck {
     /// The adapter itself: its result, with its own residual unless it stands in parallel, and before that.
     pub(crate) fn adapt(&self, io: &Io<'_>, state: &State) -> State {
         let input = &state.hidden;
-        let normed = self.norm_before.as_ref().map(|norm| norm.norm(input));
-        let down = self.activation.run(&self.down.run(normed.as_ref().unwrap_or(input)));
-        let mut up = self.depth.sequences(io.cx, &self.up.run(&down));
+        let mut up = self.depth.sequences(io.cx, &self.net.run(input));
         up = match &self.scaling {
             Factor::Constant(factor) => up * *factor,
             Factor::Trained(factor) => up * factor,
@@ -136,7 +160,7 @@ impl Bottleneck {
         let hidden = match (self.bn.is_parallel, self.bn.adapter_residual_before_ln) {
             (true, _) => after(out),
             (false, true) => after(out + &state.own),
-            (false, false) => after(out) + &state.own,
+            (false, false) => finished(&out, &state.own, self.norm_after.as_ref()),
         };
         State { hidden, own: state.own.shallow_clone(), up: Some(up) }
     }

@@ -56,7 +56,7 @@ pub(crate) fn validate(children: &[Child]) -> Result<()> {
 fn sets_the_course(config: &dyn AdapterConfig) -> bool {
     const STEPS: u64 = 1 << 20;
     let several = config.phases(STEPS).len() > 1 || config.passes() != Passes::default();
-    several || config.partial() || config.shapes_gradients()
+    several || config.partial() || config.shapes_gradients() || config.row_tasks().is_some()
 }
 
 fn refuse(field: &str, why: &str) -> Error {
