@@ -40,7 +40,7 @@ fn batch(step: u64) -> StepBatch {
     let row = |row: u64| {
         let ids: Vec<u32> = (0..5 + row % 3).map(|at| ((row * 31 + at * 17 + step * 7) % 250) as u32).collect();
         let content = Content::Lm(Encoded { type_ids: vec![0; ids.len()], ids });
-        Example { sample_id: row, content }
+        Example { sample_id: row, row_task: None, content }
     };
     let rows: Vec<_> = (0..4).map(row).collect();
     StepBatch { lanes: vec![(0, Batch::collate(DataTask::CausalLm, &rows).unwrap())], lane_rows: vec![4] }

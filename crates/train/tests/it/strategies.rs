@@ -9,7 +9,7 @@ use pleach_nn::{HeadKind, HeadOptions, families, write_tiny};
 use pleach_train::{Outcome, StopSignal};
 use serde_json::{Map, Value, json};
 
-use crate::fixture::{Heard, llama_job, parse, run, run_alone, stored};
+use crate::fixture::{Heard, llama_job, lm_row, parse, run, run_alone, stored};
 use crate::gang::{alone, near};
 use crate::processes::{Gang, gang};
 
@@ -18,6 +18,13 @@ fn job(method: &dyn Method, folder: &Path, model: &Path) -> Value {
     let llama = families().iter().find(|family| family.name() == "llama").unwrap();
     write_tiny(*llama, None, model, 1).unwrap();
     let mut job = llama_job(folder, 40);
+    // For those that tell tasks apart, and of no use to the others.
+    let named = |row: usize| {
+        let mut fields: Value = serde_json::from_str(&lm_row(row, 0)).unwrap();
+        fields["task"] = json!(u8::from(row % 5 > 1)); // two whole steps of one task, three of the other
+        format!("{fields}\n")
+    };
+    std::fs::write(folder.join("train.jsonl"), (0..40).map(named).collect::<String>()).unwrap();
     job["spec"]["backbone"]["path"] = json!(model);
     let section = |name: &str, options: &str| {
         let mut section: Map<String, Value> = serde_json::from_str(options).unwrap();
