@@ -61,7 +61,7 @@ impl Trained {
     fn row(&self, step: u64, generation: u64) -> LedgerRow {
         let (train, data) = (&self.job.spec.train, self.job.spec.data.as_ref().unwrap());
         let plan = Plan::of(train, ROWS, train.lanes.unwrap()).unwrap();
-        let order = Order::new(plan, train.seed, &TaskName::from("search"), data);
+        let order = Order::new(plan.clone(), train.seed, &TaskName::from("search"), data);
         let lanes: Vec<_> = (0..plan.lanes()).map(|lane| order.lane_rows(step - 1, lane).rows).collect();
         let digest =
             |rows: &Vec<u64>| Sha256::digest(rows.iter().flat_map(|row| row.to_le_bytes()).collect::<Vec<_>>());
