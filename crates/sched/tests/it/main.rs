@@ -1,4 +1,4 @@
-//! The scheduler by scenario and by seeded simulation.
+//! The scheduler by scenario, by seeded simulation, and exhaustively at small scope.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,3 +8,4 @@ mod peers;
 mod scenarios;
 mod sim;
 mod simulation;
+mod small;

@@ -4,6 +4,7 @@
 //! One seed is one history: its faults are drawn beforehand, so that a failing history can be made smaller by leaving
 //! faults out.
 
+mod choice;
 mod faults;
 mod gangs;
 mod history;
@@ -18,9 +19,12 @@ use pleach_base::{Fence, Term, WorkerId};
 use pleach_sched::invariants::Auditor;
 use pleach_sched::{Effect, Event, JobKey, JobState, Settings, State};
 
+pub(crate) use choice::{Held, Stored, choose};
 pub(crate) use faults::{Fault, draw};
 use history::History;
-use wire::{Message, Order};
+pub(crate) use history::digest;
+use wire::Message;
+pub(crate) use wire::Order;
 use worker::SimWorker;
 
 pub(crate) const TICK: Duration = Duration::from_millis(200);
@@ -28,14 +32,6 @@ pub(crate) const TICK: Duration = Duration::from_millis(200);
 pub(crate) const STEPS: u64 = 12;
 /// A simulated job has one task.
 pub(crate) const TASK: &str = "t";
-
-/// What the object store knows of a job.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Stored {
-    fence: Fence,
-    step: u64,
-    digest: u64,
-}
 
 pub(crate) struct Sim {
     rng: CounterRng,

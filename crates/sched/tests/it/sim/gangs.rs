@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use pleach_base::Fence;
 use pleach_sched::{Head, JobKey, Part, Report, StopMode};
 
+use super::choice::{Held, choose};
 use super::history::digest;
-use super::worker::{Held, Work};
+use super::worker::Work;
 use super::{STEPS, Sim, TASK, TICK};
 
 impl Sim {
@@ -58,28 +59,13 @@ impl Sim {
         }
     }
 
-    /// The highest state that any rank holds and that may be gone on from; else what the store has; else nothing.
     fn settle(&mut self, part: &Part, ranks: &[usize]) {
         let Some(work) = self.work(ranks[0]) else { return };
         let head: Head = work.assignment.heads.get(&TASK.into()).cloned().unwrap_or_default();
-        let (newest, made) = (head.step().0, head.recent.back().map(|commit| commit.fence).unwrap_or_default());
-        let valid = |held: &&Held| {
-            if held.step > newest {
-                return held.agreed && held.fence >= made;
-            }
-            let record = head.recent.iter().find(|commit| commit.step.0 == held.step);
-            record.is_some_and(|commit| commit.digest == format!("{:x}", held.digest))
-        };
+        let newest = head.step().0;
         let all = ranks.iter().flat_map(|index| self.workers[*index].held.get(&part.job)).flatten();
-        let best = all.filter(valid).max_by_key(|held| (held.step, held.fence)).cloned();
         let stored = self.store.get(&part.job).copied().unwrap_or_default();
-        let memory = best.is_some();
-        let chosen = best.filter(|held| held.step >= stored.step).unwrap_or(Held {
-            step: stored.step,
-            digest: stored.digest,
-            fence: stored.fence,
-            agreed: true,
-        });
+        let (chosen, memory) = choose(&head, all, stored);
         self.summary.resumed[if memory { 0 } else { usize::from(chosen.step == 0) + 1 }] += 1;
         if chosen.step < newest {
             self.summary.remade += 1;

@@ -16,15 +16,15 @@ pub(super) enum Message {
     Broken { session: u64 },
 }
 
-#[derive(Clone)]
-pub(super) enum Order {
+#[derive(Clone, Debug)]
+pub(crate) enum Order {
     Assign(Assignment),
     Prepare(Part),
     Stop { part: Option<(JobKey, Fence)>, mode: StopMode },
 }
 
 impl Order {
-    pub(super) fn of(effect: &Effect) -> Option<(WorkerId, Self)> {
+    pub(crate) fn of(effect: &Effect) -> Option<(WorkerId, Self)> {
         match effect {
             Effect::Assign { worker, assignment } => Some((worker.clone(), Self::Assign(assignment.clone()))),
             Effect::Prepare { worker, job, fence, .. } => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use pleach_base::{Fence, Step, WorkerId};
 use pleach_sched::{Assignment, Commit, Event, Failure, JobKey, Part, Report, StopMode};
 
+use super::choice::Held;
 use super::wire::{Message, Order};
 use super::{STEPS, Sim, TASK};
 
@@ -31,15 +32,6 @@ pub(super) struct SimWorker {
     prepares: Option<(Part, Duration)>,
     /// States of the job that it is warm for: from the last recorded one on.
     pub(super) held: BTreeMap<JobKey, Vec<Held>>,
-}
-
-/// A state in memory.
-#[derive(Clone, Debug)]
-pub(super) struct Held {
-    pub(super) step: u64,
-    pub(super) digest: u64,
-    pub(super) fence: Fence,
-    pub(super) agreed: bool,
 }
 
 pub(super) struct Work {
