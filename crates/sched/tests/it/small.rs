@@ -88,6 +88,7 @@ fn told(scope: Scope, actions: impl Iterator<Item = Action>, why: &str) -> Strin
     format!("{why}\n{}\n{why}", lines.join("\n"))
 }
 
+#[expect(clippy::print_stdout, reason = "with --nocapture it says how large the world is")]
 fn explored(scope: Scope) -> Seen {
     let seen = explore(scope).unwrap_or_else(|why| panic!("{why}"));
     println!(
