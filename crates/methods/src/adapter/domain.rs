@@ -69,7 +69,7 @@ impl Options for Config {
 }
 
 /// The last map of the feed-forward part of this block, if there is one.
-pub(crate) fn last_map<'m>(model: &'m dyn BackboneConfig, block: u32) -> Option<&'m Site> {
+pub(crate) fn last_map(model: &dyn BackboneConfig, block: u32) -> Option<&Site> {
     let mut sites = model.sites().with_role(Role::Linear);
     sites.find(|site| site.part == Part::Down && site.block == Some(block))
 }

@@ -135,6 +135,7 @@ impl Bundled {
     }
 
     /// A tensor of the head rather than of the adapter.
+    #[cfg(feature = "torch")]
     fn is_own(tensor: &PlannedTensor) -> bool {
         [W, GRAM, TOTALS, CROSS, G].contains(&tensor.part)
     }

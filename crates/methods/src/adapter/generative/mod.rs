@@ -163,6 +163,7 @@ impl Options for Config {
 
 impl Config {
     /// What the addition is multiplied with.
+    #[cfg(feature = "torch")]
     pub(crate) fn scale(&self) -> f64 {
         self.fastlora_alpha / f64::from(self.fastlora_r)
     }
