@@ -15,6 +15,7 @@ mod malformed;
 mod merging;
 mod mixda;
 mod mosa;
+mod p_adapter;
 mod parity;
 mod pill;
 mod snnk;
