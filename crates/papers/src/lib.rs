@@ -21,6 +21,8 @@ macro_rules! pages {
 }
 
 pages! {
+    p02_snnk,
+    p20_p_adapter,
     p47_hydra,
 }
 
