@@ -24,6 +24,9 @@ pub struct Outcome {
     pub seconds: f64,
     /// See `seconds`.
     pub threads: usize,
+    /// Seconds of processor time: what it takes on a machine that does nothing else, times its cores.
+    #[serde(default)]
+    pub work: f64,
     /// Every number of every seed.
     pub scores: Vec<Row>,
     /// What became of the margins.

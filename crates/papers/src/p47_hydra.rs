@@ -119,7 +119,7 @@ impl Teacher {
             if *arm == "hydra" {
                 scores.set("frozen", self.measure, loss(&model, &adapter, &test)?);
             }
-            fit(&model, &adapter, &Recipe::new(cx.steps(1_500), 100, 1e-2), &train, key.named("order"))?;
+            fit(&model, &adapter, &Recipe::new(cx.steps(800), 100, 1e-2), &train, key.named("order"))?;
             scores.set(arm, self.measure, loss(&model, &adapter, &test)?);
             if self.measure == WIDE {
                 scores.params(arm, adapter.plan().params());

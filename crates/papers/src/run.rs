@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use nix::sys::resource::{UsageWho, getrusage};
 use pleach_base::{Result, SystemClock, code};
 use tch::Device;
 
@@ -30,7 +31,7 @@ const FEW: u64 = 2;
 pub fn run(page: &Page, options: &Options, told: &(dyn Fn(u64, f64) + Sync)) -> Result<Outcome> {
     let seeds = if options.reduced { FEW } else { page.seeds };
     let clock = SystemClock::shared();
-    let begun = clock.elapsed();
+    let (begun, worked) = (clock.elapsed(), worked());
     let one = |seed: u64| {
         let begun = clock.elapsed();
         let scores = (page.run)(&Cx { seed, device: options.device, reduced: options.reduced });
@@ -49,9 +50,16 @@ pub fn run(page: &Page, options: &Options, told: &(dyn Fn(u64, f64) + Sync)) -> 
         reduced: options.reduced,
         seconds: clock.elapsed().saturating_sub(begun).as_secs_f64(),
         threads,
+        work: self::worked() - worked,
         scores: rows(page, &scores)?,
         margins: margins?,
     })
+}
+
+/// Seconds of processor time of this process.
+fn worked() -> f64 {
+    let seconds = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    getrusage(UsageWho::RUSAGE_SELF).map_or(0.0, |usage| seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 
 /// `work(0), work(1), ..` in order, computed by so many threads. The first error ends it.

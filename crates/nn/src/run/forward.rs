@@ -150,7 +150,6 @@ impl<'a> Forward<'a> {
     ///
     /// # Panics
     /// When a hook gives another number of outputs: a defect of the method.
-    #[must_use]
     pub fn at_one(&self, site: SiteId, x: Tensor, weights: Option<&OpWeights>, op: &Op<'_>) -> Tensor {
         one(self.at(site, vec![x], weights, op))
     }

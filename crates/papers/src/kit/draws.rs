@@ -4,14 +4,12 @@ use pleach_base::rng::Key;
 use tch::{Device, Tensor};
 
 /// Standard normal numbers.
-#[must_use]
 pub fn normal(key: Key, shape: &[i64], device: Device) -> Tensor {
     let mut rng = key.rng();
     filled(shape, device, || rng.normal())
 }
 
 /// Uniform numbers in `[0, 1)`.
-#[must_use]
 pub fn uniform(key: Key, shape: &[i64], device: Device) -> Tensor {
     let mut rng = key.rng();
     filled(shape, device, || rng.uniform())

@@ -58,7 +58,11 @@ pub fn text(page: &Page, outcome: &Outcome) -> String {
             let _ = writeln!(text, "      because {reason}");
         }
     }
-    let _ = write!(text, "   {:.0} s on {} threads", outcome.seconds, outcome.threads);
+    let _ = write!(
+        text,
+        "   {:.0} s of processor time, {:.0} s on {} threads",
+        outcome.work, outcome.seconds, outcome.threads
+    );
     text
 }
 

@@ -21,9 +21,13 @@ pub(super) fn markdown(page: &Page, outcome: &Outcome) -> String {
     let last = outcome.seeds.saturating_sub(1);
     let _ = writeln!(
         text,
-        "Seeds 0 to {last}, {:.0} s on {} threads ({}). Every number is in [{:02}.json]({:02}.json). `cargo xtask papers {:02}` \
+        "Seeds 0 to {last}, {:.0} s of processor time on the {}. Every number is in [{:02}.json]({:02}.json). `cargo xtask papers {:02}` \
          writes this page; what the words mean is in [README.md](README.md).",
-        outcome.seconds, outcome.threads, outcome.device, page.number, page.number, page.number
+        outcome.work,
+        if outcome.device == "cpu" { "CPU" } else { "host of the GPU" },
+        page.number,
+        page.number,
+        page.number
     );
     text
 }

@@ -35,6 +35,7 @@ fn outcome(holds: bool, reason: Option<&str>) -> Outcome {
         reduced: false,
         seconds: 1.2,
         threads: 2,
+        work: 2.0,
         scores: vec![row("a", &[90.0, 92.0], Some(12_345)), row("b < c", &[80.0, 81.0], None)],
         margins: vec![Verdict {
             says: "a leads by 2".to_owned(),
