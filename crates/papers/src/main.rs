@@ -38,6 +38,9 @@ struct Args {
     /// Write nothing
     #[arg(long)]
     dry: bool,
+    /// Run nothing: only write the table of all pages anew
+    #[arg(long)]
+    index: bool,
 }
 
 /// What can go wrong, for people.
@@ -65,6 +68,10 @@ fn main() -> ExitCode {
 
 /// Runs the pages; whether every claim is shown, or says why not.
 fn all(args: &Args) -> Result<bool> {
+    if args.index {
+        report::write_index(&args.docs)?;
+        return Ok(true);
+    }
     let pages = chosen(&args.pages)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let device = if args.gpu { gpu()? } else { Device::Cpu };
