@@ -22,7 +22,9 @@ macro_rules! pages {
 
 pages! {
     p02_snnk,
+    p14_sparse,
     p20_p_adapter,
+    p21_binary,
     p47_hydra,
 }
 

@@ -1,5 +1,5 @@
 //! Folders of adapters and models: opened together, merged, compared, rewritten. What `pleach merge`, `unmerge`,
-//! `export`, `import` and `diff` do.
+//! `compose`, `export`, `import` and `diff` do.
 
 #[cfg(feature = "torch")]
 mod adapter;

@@ -4,6 +4,7 @@
 
 mod adapterhub;
 mod bf16;
+mod coded;
 mod compositions;
 mod conformance;
 mod dropout;
@@ -19,6 +20,7 @@ mod p_adapter;
 mod parity;
 mod pill;
 mod snnk;
+mod sparse;
 mod support;
 mod tasks;
 mod zoo;

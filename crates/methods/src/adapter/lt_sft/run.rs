@@ -78,6 +78,7 @@ pub(super) fn initial(config: &Config, tensor: &PlannedTensor, base: &dyn Backbo
         let shape = sizes(tensor);
         let mut sum = Tensor::zeros(&shape, (Kind::Float, tch::Device::Cpu));
         for folder in &config.base_sfts {
+            covers(config, folder, base)?;
             let file = TensorFile::open(&Path::new(folder).join(WEIGHTS)).map_err(|error| under_base(&error))?;
             if let Some(gaps) = of_file(&file, own)? {
                 sum = sum.g_add(&gaps.dense(&shape).map_err(|error| error.at(folder))?);
@@ -86,8 +87,6 @@ pub(super) fn initial(config: &Config, tensor: &PlannedTensor, base: &dyn Backbo
         return Ok(sum.to_device(base.device()));
     }
     if tensor.part == COUNT {
-        // Once an adapter: nothing of what is applied before may get lost.
-        config.base_sfts.iter().try_for_each(|folder| covers(config, folder, base))?;
         return Ok(Tensor::from_slice(&[base.config().num_params() as f32]).to_device(base.device()));
     }
     let weights = base.weights(tensor.site);
@@ -119,6 +118,11 @@ fn covers(config: &Config, folder: &str, base: &dyn Backbone) -> Result<()> {
     let mut own = file.names().filter_map(|name| name.strip_suffix(INDEX_STEPS)).peekable();
     if own.peek().is_none() {
         return Err(code::METHOD_CONFIG.error(format!("base_sfts: {folder} holds no sparse difference")));
+    }
+    if let Some(name) = file.names().find(|name| name.contains(BASE)) {
+        return Err(code::METHOD_CONFIG
+            .error(format!("base_sfts: {folder} was itself trained on top of others: `{name}`"))
+            .hint("compose it with those first, or name all of them here"));
     }
     match own.find(|name| plan.named(name).is_none()) {
         Some(name) => Err(code::METHOD_CONFIG
