@@ -16,6 +16,7 @@ Commands of pleach-worker (they need tensors):
   export   Write an adapter in a form that others open
   import   Check an adapter of others against a model, and write it for `init_from`
   diff     Compare two adapters or models, tensor by tensor
+  generate Let a trained generator write the adapter of a context
 
 Exit codes: 0 done, 1 failed, 2 bad input, 3 coordinator not reachable.";
 

@@ -107,7 +107,7 @@ impl Tokenizer {
 
     /// Tokens of a text or a pair, special tokens included, at most `max_length` in all: tokens are taken off the end
     /// of the longer text. The reason if the tokenizer refuses.
-    pub(crate) fn encode(&self, text: &str, pair: Option<&str>, max_length: usize) -> Result<Encoded, String> {
+    pub fn encode(&self, text: &str, pair: Option<&str>, max_length: usize) -> Result<Encoded, String> {
         catch_unwind(AssertUnwindSafe(|| self.encode_or_panic(text, pair, max_length)))
             .unwrap_or_else(|_| Err("the tokenizer panicked".into()))
     }

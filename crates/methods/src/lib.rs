@@ -38,4 +38,4 @@ pub use plan::{Keep, Plan, PlannedTensor};
 pub use registry::{Method, find, kinds, methods, schemas};
 
 #[cfg(feature = "torch")]
-pub use adapter::{Adapter, Hooks, Parts, Room, SiteMethod, symmetric_kl};
+pub use adapter::{Adapter, Context, Feeding, Hooks, Parts, Room, SiteMethod, Written, symmetric_kl};

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use tch::Tensor;
 
 use super::saved::Saved;
-use super::{AdapterConfig, Export, StepInfo};
+use super::{AdapterConfig, Context, Export, StepInfo, Written};
 use crate::import::{check, frozen_copy};
 use crate::plan::{Keep, Plan, PlannedTensor};
 
@@ -237,6 +237,15 @@ impl Adapter {
     pub fn end_phase(&self, step: StepInfo) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         self.config.end_phase(&self.parts(), step)
+    }
+
+    /// The adapter that it writes of a context: see [`AdapterConfig::write`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write(&self, base: &dyn Backbone, context: &Context<'_>) -> Result<Written> {
+        let _no_grad = tch::no_grad_guard();
+        self.config.write(&self.parts(), base, context)
     }
 
     /// The tensors of `adapter_model.safetensors`.

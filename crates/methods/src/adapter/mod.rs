@@ -12,6 +12,8 @@ mod prompting;
 mod room;
 mod rotation;
 pub(crate) mod saved;
+#[cfg(feature = "torch")]
+mod written;
 // What `cargo xtask new-method` begins a file with: compiled and tested here, and no method of the registry.
 #[cfg(test)]
 #[expect(unreachable_pub, reason = "a method of the registry is public")]
@@ -34,6 +36,8 @@ pub use program::symmetric_kl;
 pub use program::{Passes, StepInfo};
 #[cfg(feature = "torch")]
 pub use room::Room;
+#[cfg(feature = "torch")]
+pub use written::{Context, Feeding, Written};
 
 use crate::card::Card;
 use crate::options::{Later, typed, under};
@@ -372,6 +376,17 @@ pub trait AdapterConfig: HasCard + Debug + Send + std::marker::Sync {
     #[cfg(feature = "torch")]
     fn end_phase(&self, _parts: &Parts<'_>, _step: StepInfo) -> Result<()> {
         Ok(())
+    }
+
+    /// Reads a context with the model and writes another adapter, for methods that generate them.
+    ///
+    /// # Errors
+    /// `METHOD_CONFIG` for all other methods, and for a context that cannot be read in this way; `ADAPTER_FORMAT` for
+    /// states of another generator.
+    #[cfg(feature = "torch")]
+    fn write(&self, _parts: &Parts<'_>, _base: &dyn pleach_nn::Backbone, _context: &Context<'_>) -> Result<Written> {
+        let why = format!("method: {} writes no adapters", self.card().name);
+        Err(pleach_base::code::METHOD_CONFIG.error(why).hint("`generative` does"))
     }
 
     /// Fields of `adapter_config.json` that depend on tensors: they stand in for those of

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use pleach_base::rng::Key;
-use pleach_methods::{Adapter, AdapterConfig};
+use pleach_methods::{Adapter, AdapterConfig, Context, Feeding, Written};
 use pleach_nn::{Layout, Segment, families};
 use serde_json::{Value, json};
 use tch::{Device, Tensor};
@@ -102,4 +102,73 @@ fn without_segments_nothing_is_added() {
 fn a_segment_cannot_know_of_itself() {
     let layout = Layout::padded(vec![2, 2], 2, vec![0, 1], Device::Cpu);
     let _ = layout.segmented(vec![Segment::default(), Segment { index: 1, sees: 2 }]);
+}
+
+fn context(model: &Model, adapter: &Adapter, ids: &[i64], feeding: Feeding) -> Written {
+    let context = Context { ids, feeding, before: None, base: "../model" };
+    adapter.write(&*model.backbone, &context).unwrap()
+}
+
+/// The written file as an adapter.
+fn read_back(model: &Model, written: &Written) -> Adapter {
+    let method = pleach_methods::find(pleach_methods::MethodKind::Adapter, "lora").unwrap();
+    let config: Arc<dyn AdapterConfig> = method.import(&written.config).unwrap().into();
+    let plan = Arc::new(config.plan(&*model.config).unwrap());
+    let values = written.tensors.iter().map(|(name, value)| (name.clone(), value.shallow_clone())).collect();
+    Adapter::build(config, plan, &*model.backbone, Key::seed(0), Some(&values)).unwrap()
+}
+
+/// A written LoRA does to a prompt what the state does to a segment that knows of the whole context.
+#[test]
+fn a_written_adapter_is_the_map_of_its_context() {
+    let model = llama();
+    for norm in ["svd", "frobenius", "spectral"] {
+        let adapter = moved(&model, &config(norm), 3);
+        let batch = Batch::of(&[5, 5, 4], &[1, 2, 3], Some(5));
+        let rows = [(0, 0), (1, 1), (2, 2)].map(|(index, sees)| Segment { index, sees });
+        let batch = Batch { layout: batch.layout.segmented(rows.into()), ..batch };
+        let expected = of(&batch, &model.run(&batch, &all(&batch, &adapter)), 2);
+        let ids: Vec<i64> = Vec::try_from(batch.inputs.get("input_ids").unwrap().narrow(0, 0, 2).reshape([-1])).unwrap();
+        for feeding in [Feeding::Sequential, Feeding::SequentialLong] {
+            let written = context(&model, &adapter, &ids, feeding);
+            let rank = if norm == "svd" { 3 } else { 6 };
+            assert_eq!(written.config["r"], json!(rank));
+            let lora = read_back(&model, &written);
+            let prompt = Batch::of(&[4], &[3], Some(4));
+            let found = model.run(&prompt, &all(&prompt, &lora)).get(0);
+            assert!(distance(&found, &expected) < 1e-5, "{norm} {feeding:?}: {}", distance(&found, &expected));
+        }
+    }
+}
+
+/// Without what the adapter itself adds, chunks give the same state one by one, side by side and in two sittings.
+#[test]
+fn states_of_chunks_add_up() {
+    let model = llama();
+    let adapter = fresh(&model, &config("svd"), Key::seed(1));
+    let ids: Vec<i64> = (1..=15).collect();
+    let expected = context(&model, &adapter, &ids, Feeding::Parallel).states;
+    assert!(expected.values().any(|state| state.dim() == 2 && state.abs().max().double_value(&[]) > 1e-3));
+    let same = |found: &std::collections::BTreeMap<String, Tensor>| {
+        for (name, state) in &expected {
+            assert!(distance(state, &found[name]) < 1e-5, "{name}");
+        }
+    };
+    for feeding in [Feeding::Sequential, Feeding::SequentialLong] {
+        same(&context(&model, &adapter, &ids, feeding).states);
+    }
+    let first = context(&model, &adapter, &ids[..10], Feeding::SequentialLong).states;
+    let rest = Context { ids: &ids[10..], feeding: Feeding::SequentialLong, before: Some(&first), base: "" };
+    same(&adapter.write(&*model.backbone, &rest).unwrap().states);
+    let whole = context(&model, &adapter, &ids, Feeding::Concat).states;
+    assert!(whole.iter().any(|(name, state)| distance(state, &expected[name]) > 1e-3), "one sequence is read otherwise");
+}
+
+#[test]
+fn other_adapters_write_none() {
+    let model = llama();
+    let adapter = fresh(&model, &parse("lora", &json!({})), Key::seed(1));
+    let context = Context { ids: &[1], feeding: Feeding::Concat, before: None, base: "" };
+    let error = adapter.write(&*model.backbone, &context).unwrap_err();
+    assert_eq!(error.code(), pleach_base::code::METHOD_CONFIG);
 }

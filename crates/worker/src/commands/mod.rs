@@ -4,6 +4,7 @@
 mod compose;
 mod diff;
 mod export;
+mod generate;
 mod import;
 mod merge;
 mod out;
@@ -32,6 +33,8 @@ pub enum Command {
     Import(import::Args),
     /// Compare two adapters or models, tensor by tensor
     Diff(diff::Args),
+    /// Let a trained generator write the adapter of a context
+    Generate(generate::Args),
 }
 
 /// Runs a subcommand: errors are shown, and the exit code is that of the `pleach` command line (1 failed, 2 bad input).
@@ -53,6 +56,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Export(args) => export::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Diff(args) => diff::run(&args),
+        Command::Generate(args) => generate::run(&args),
     }
 }
 

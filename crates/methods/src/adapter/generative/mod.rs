@@ -23,6 +23,8 @@
 //! Parameters with A Single Forward Pass*, ICLR 2025.
 
 #[cfg(feature = "torch")]
+mod generate;
+#[cfg(feature = "torch")]
 pub(crate) mod normal;
 #[cfg(feature = "torch")]
 mod run;
@@ -240,5 +242,15 @@ impl AdapterConfig for Config {
     #[cfg(feature = "torch")]
     fn hooks(&self, parts: &super::Parts<'_>) -> Result<super::Hooks> {
         run::hooks(self, parts, None)
+    }
+
+    #[cfg(feature = "torch")]
+    fn write(
+        &self,
+        parts: &super::Parts<'_>,
+        base: &dyn pleach_nn::Backbone,
+        context: &super::Context<'_>,
+    ) -> Result<super::Written> {
+        generate::written(self, parts, base, context)
     }
 }
