@@ -22,9 +22,11 @@ macro_rules! pages {
 
 pages! {
     p02_snnk,
+    p06_generative,
     p14_sparse,
     p20_p_adapter,
     p21_binary,
+    p42_pill,
     p47_hydra,
 }
 

@@ -128,7 +128,8 @@ fn a_written_adapter_is_the_map_of_its_context() {
         let rows = [(0, 0), (1, 1), (2, 2)].map(|(index, sees)| Segment { index, sees });
         let batch = Batch { layout: batch.layout.segmented(rows.into()), ..batch };
         let expected = of(&batch, &model.run(&batch, &all(&batch, &adapter)), 2);
-        let ids: Vec<i64> = Vec::try_from(batch.inputs.get("input_ids").unwrap().narrow(0, 0, 2).reshape([-1])).unwrap();
+        let ids: Vec<i64> =
+            Vec::try_from(batch.inputs.get("input_ids").unwrap().narrow(0, 0, 2).reshape([-1])).unwrap();
         for feeding in [Feeding::Sequential, Feeding::SequentialLong] {
             let written = context(&model, &adapter, &ids, feeding);
             let rank = if norm == "svd" { 3 } else { 6 };
@@ -161,7 +162,10 @@ fn states_of_chunks_add_up() {
     let rest = Context { ids: &ids[10..], feeding: Feeding::SequentialLong, before: Some(&first), base: "" };
     same(&adapter.write(&*model.backbone, &rest).unwrap().states);
     let whole = context(&model, &adapter, &ids, Feeding::Concat).states;
-    assert!(whole.iter().any(|(name, state)| distance(state, &expected[name]) > 1e-3), "one sequence is read otherwise");
+    assert!(
+        whole.iter().any(|(name, state)| distance(state, &expected[name]) > 1e-3),
+        "one sequence is read otherwise"
+    );
 }
 
 #[test]

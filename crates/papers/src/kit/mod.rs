@@ -18,7 +18,7 @@ pub use mlp::{Act, Mlp, Shape};
 pub use score::{accuracy, bare, loss, outputs};
 pub use standin::StandIn;
 pub use tiny::{Tiny, bert, gpt2, llama, vit};
-pub use train::{Batches, Recipe, fit, fit_with};
+pub use train::{Batches, Recipe, fit, fit_batches, fit_with};
 
 #[cfg(test)]
 mod tests;

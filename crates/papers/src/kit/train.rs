@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use pleach_base::rng::Key;
 use pleach_base::{Result, SystemClock, TaskName};
+use pleach_data::Batch;
 use pleach_methods::Adapter;
 use pleach_nn::{Backbone, Reads};
 use pleach_spec::job::{Determinism, NonFinite, OptimizerSpec, ScheduleName, ScheduleSpec};
-use pleach_train::{Engine, Objective, PassInput, Silent, TaskSetup};
+use pleach_train::{Engine, Objective, PassInput, Silent, StepBatch, TaskSetup};
 use serde_json::Value;
 use tch::Tensor;
 
@@ -133,6 +134,30 @@ pub fn fit_with(
     for step in 0..recipe.steps {
         let (input, labels) = next(step)?;
         engine.forward_backward_rows(&name, input, &labels)?;
+        losses.push(engine.optim_step(&name, false)?.loss);
+    }
+    Ok(losses)
+}
+
+/// The same with rows as a job's data has them, which are laid out as the adapter's method asks.
+///
+/// # Errors
+/// As [`fit_with`].
+pub fn fit_batches(
+    model: &dyn Backbone,
+    adapter: &Adapter,
+    recipe: &Recipe,
+    mut next: impl FnMut(u64) -> Result<Batch>,
+) -> Result<Vec<f64>> {
+    let group = pleach_comm::local(model.device());
+    let mut engine = Engine::new(model, group.as_ref(), Arc::new(Silent), SystemClock::shared());
+    engine.add_task(recipe.setup(adapter.alias()?, objective(model)))?;
+    let name = task();
+    let mut losses = Vec::with_capacity(recipe.steps as usize);
+    for step in 0..recipe.steps {
+        let batch = next(step)?;
+        let lane_rows = vec![batch.len()];
+        engine.forward_backward(&name, &StepBatch { lanes: vec![(0, batch)], lane_rows })?;
         losses.push(engine.optim_step(&name, false)?.loss);
     }
     Ok(losses)
