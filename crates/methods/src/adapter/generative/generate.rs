@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 use super::state::{Generator, Sum};
 use super::{Config, Normalise, run};
 use crate::adapter::common::{Relay, refuse};
-use crate::adapter::{AdapterConfig as _, Context, Export, Feeding, Hooks, Options as _, Parts, Written, lora};
+use crate::adapter::{AdapterConfig as _, Context, Export, Feeding, Hooks, Options as _, Parts, Segments, Written, lora};
 
 /// The hooks while a context is read.
 struct Reading(Hooks);
@@ -79,9 +79,9 @@ fn read(config: &Config, parts: &Parts<'_>, base: &dyn Backbone, context: &Conte
         before(parts, *id, context)?.into_iter().for_each(|sum| relay.put(sum));
     }
     let hooks = Reading(run::hooks(config, parts, Some(&relays))?);
-    let cut = config.segments().map_or_else(Vec::new, |segments| segments.chunks(context.ids.len()).collect());
-    let whole = [0..context.ids.len()];
-    let chunks = if context.feeding == Feeding::Concat { &whole[..] } else { &cut };
+    let window = if context.feeding == Feeding::Concat { context.ids.len() } else { config.window as usize };
+    let cut = Segments { window, completion: false, reconstruction: false };
+    let chunks: Vec<_> = cut.chunks(context.ids.len()).collect();
     let most = base.config().info().max_positions;
     if chunks.iter().any(|chunk| chunk.len() > most) {
         let why = format!("{} tokens in one sequence are more than the model's {most}", context.ids.len());

@@ -192,7 +192,8 @@ impl SiteHook for Experts {
                     (None, 0) => expert.run(&wide),
                     (None, _) => continue,
                 };
-                sum = sum + given;
+                // A new tensor: the first is the model's own.
+                sum = sum.g_add(&given);
             }
             sum.to_kind(y.kind())
         };
