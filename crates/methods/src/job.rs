@@ -192,6 +192,9 @@ fn plan_task(job: &Job, index: usize, task: &TaskSpec, model: &dyn BackboneConfi
     if let Some(total) = job.spec.train.max_steps {
         config.fits(total).map_err(here)?;
     }
+    if let Some(data) = task.data.as_ref().or(job.spec.data.as_ref()) {
+        two_windows(config.as_ref(), data.max_length).map_err(here)?;
+    }
     every_target_matches(&task.adapter.options, model.sites()).map_err(here)?;
     let trainable = plan.params();
     if trainable == 0 {
@@ -208,6 +211,20 @@ fn plan_task(job: &Job, index: usize, task: &TaskSpec, model: &dyn BackboneConfi
         config: config.into(),
         plan: Arc::new(plan),
     })
+}
+
+/// Refuses reconstruction of documents that are never longer than one segment.
+///
+/// # Errors
+/// `METHOD_CONFIG`.
+fn two_windows(config: &dyn AdapterConfig, max_length: u32) -> Result<()> {
+    match config.segments() {
+        Some(segments) if segments.reconstruction && segments.window * 2 > max_length as usize => {
+            let why = format!("window: documents of at most {max_length} tokens have no two windows of {}", segments.window);
+            Err(code::METHOD_CONFIG.error(why).hint("reconstruction needs two: raise spec.data.max_length or lower window"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// PEFT takes a list of targets when any of them is there; a name that matches nothing is a slip of the pen all the same,

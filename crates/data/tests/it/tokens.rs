@@ -1,7 +1,9 @@
 //! Token ids worked out by hand from the fixture's vocabulary: 2 = [CLS], 3 = [SEP], 1 = [UNK].
 
 use pleach_base::{Code, code};
-use pleach_data::{Content, Dataset, Encoded, Encoder, Limits, Place, Row, Side, Template, Tokenizer};
+use pleach_data::{
+    Content, Dataset, Encoded, Encoder, Limits, Marks, Place, Row, Side, Template, Tokenizer, Understood,
+};
 use pleach_spec::job::DataTask;
 use proptest::prelude::*;
 use rstest::rstest;
@@ -211,4 +213,55 @@ proptest! {
 fn bytes_of_another_file_are_refused() {
     let error = Tokenizer::from_bytes(b"{\"model\": {}}").unwrap_err();
     assert_eq!(error.code(), code::TOKENIZER);
+}
+
+/// Rows of ready ids with these fields, read by an adapter of one further modality of two tokens an item.
+fn marked(fields: &Value) -> Result<Content, String> {
+    let spec = spec("x.jsonl".as_ref(), DataTask::CausalLm, &json!({"max_length": 6}));
+    let understood = Understood { segments: true, modalities: vec![0, 2], width: 2 };
+    let encoder = encoder(&spec).understanding(understood);
+    encoder.encode(&row(fields)).map(|example| example.content).map_err(|error| error.message().to_owned())
+}
+
+#[test]
+fn ready_ids_may_say_what_is_predicted_and_what_is_no_text() {
+    let made = marked(&json!({"input_ids": [9, 0, 0, 8, 7, 6, 5], "labels": [-100, -100, -100, 8, 7, 6, 5],
+                              "segment_ids": [0, 0, 0, 0, 1, 1, 1], "modality_ids": [0, 1, 1, 0, 0, 0, 0],
+                              "features": [[0.5, 1.0], [2.0, -3.0]]}));
+    let marks = Marks {
+        labels: vec![-100, -100, -100, 8, 7, 6],
+        segments: vec![0, 0, 0, 0, 1, 1],
+        modality: vec![0, 1, 1, 0, 0, 0],
+        features: vec![0.5, 1.0, 2.0, -3.0],
+        width: 2,
+    };
+    assert_eq!(made.unwrap(), Content::Marked(encoded(&[9, 0, 0, 8, 7, 6], &[0; 6]), marks), "cut at the end");
+    assert_eq!(marked(&json!({"input_ids": [9]})).unwrap(), Content::Lm(encoded(&[9], &[0])));
+}
+
+#[rstest]
+#[case(json!({"labels": [1]}), "one number for each of 7 tokens")]
+#[case(json!({"labels": [1, 2, 3, 4, 5, 6, 70]}), "neither -100 nor a token id")]
+#[case(json!({"segment_ids": [0, 1, 0, 1, 1, 1, 1]}), "a number falls")]
+#[case(json!({"modality_ids": [0, 2, 2, 0, 0, 0, 0]}), "has 2 modalities")]
+#[case(json!({"modality_ids": [0, 1, 1, 1, 0, 0, 0]}), "not whole items of 2")]
+#[case(json!({"modality_ids": [0, 1, 1, 0, 0, 0, 0]}), "`features` is missing")]
+#[case(json!({"modality_ids": [0, 1, 1, 0, 0, 0, 0], "features": [[1, 2]]}), "not 2 lists of 2")]
+#[case(json!({"modality_ids": [0, 0, 0, 0, 0, 1, 1], "features": [[1, 2], [3, 4]]}), "behind the 6 of max_length")]
+fn marks_that_do_not_fit_are_refused(#[case] more: Value, #[case] why: &str) {
+    let mut fields = json!({"input_ids": [9, 0, 0, 8, 7, 6, 5]});
+    fields.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let found = marked(&fields).unwrap_err();
+    assert!(found.contains(why), "{found}");
+}
+
+/// Whoever knows of no segments and no modalities does not read past what a row says of them.
+#[test]
+fn marks_that_nobody_understands_are_refused() {
+    let spec = spec("x.jsonl".as_ref(), DataTask::CausalLm, &json!({}));
+    for fields in [json!({"input_ids": [9, 8], "segment_ids": [0, 1]}), json!({"input_ids": [9, 8], "modality_ids": [0, 1]})] {
+        assert!(encoder(&spec).encode(&row(&fields)).is_err());
+    }
+    let labels = json!({"input_ids": [9, 8], "labels": [-100, 8]});
+    assert!(encoder(&spec).encode(&row(&labels)).is_ok(), "what is predicted is for everybody");
 }

@@ -32,6 +32,20 @@ fn every_sample_job_plans() {
 }
 
 #[test]
+fn reconstruction_needs_documents_of_two_windows() {
+    let plan = |max_length, tasks: &str| {
+        let options = format!("fastlora_r: 8, fastlora_max_rank: 4, window: 16, tasks: {tasks}");
+        let mut job = with_adapter(&format!("{{method: generative, {options}}}"));
+        job.spec.data.as_mut().unwrap().max_length = max_length;
+        plan_job(&job, &*model("llama-lora", &job))
+    };
+    let error = plan(31, "[reconstruction, completion]").unwrap_err();
+    assert_eq!(error.code(), code::METHOD_CONFIG);
+    assert!(error.message().contains("adapter.window: documents of at most 31"), "{error}");
+    assert!(plan(32, "[reconstruction]").is_ok() && plan(31, "[completion]").is_ok());
+}
+
+#[test]
 fn a_plan_has_pefts_line_and_a_row_a_site() {
     let job = with_adapter("{method: lora, r: 4, target_modules: all-linear}");
     let plan = plan_job(&job, &*model("llama-lora", &job)).unwrap();

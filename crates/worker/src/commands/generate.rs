@@ -56,6 +56,7 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    files::new_folder(&args.to)?;
     let opened = files::open_checked(&args.generator, &args.base, args.unpublishable)?;
     let ids = ids(&args.context, &args.base)?;
     let before = args.states.as_deref().map(states).transpose()?;
@@ -69,7 +70,6 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let context = Context { ids: &ids, feeding, before: before.as_ref(), base: &base };
     let written = opened.adapter.write(opened.backbone.as_ref(), &context)?;
     let failed = || format!("{}: cannot be written", args.to.display());
-    std::fs::create_dir_all(&args.to).or_code(code::IO, failed)?;
     let config = serde_json::to_string_pretty(&written.config).or_code(code::INTERNAL, failed)?;
     std::fs::write(args.to.join("adapter_config.json"), config + "\n").or_code(code::IO, failed)?;
     let out = |tensors: &[(String, &Tensor)]| -> BTreeMap<String, OutTensor<'static>> {

@@ -71,7 +71,7 @@ impl Generator {
         let mut keys = unit.linear::<Tensor>(&self.a2, None);
         let values = unit.linear::<Tensor>(&self.a3, None);
         if let Some(mask) = mask {
-            keys *= mask.to_kind(self.a2.kind()).unsqueeze(-1);
+            keys = keys.g_mul(&mask.to_kind(self.a2.kind()).unsqueeze(-1));
         }
         keys.transpose(-2, -1).matmul(&values)
     }
