@@ -153,7 +153,8 @@ impl Document {
         labels[LIST..LIST + 2].fill(IGNORE);
         let segments = (0..ids.len()).map(|at| i64::from(at >= LIST)).collect();
         let text = Encoded { type_ids: vec![0; ids.len()], ids: ids.iter().map(|id| *id as u32).collect() };
-        Example { sample_id, content: Content::Marked(text, Marks { labels, segments, ..Marks::default() }) }
+        let marks = Marks { labels, segments, ..Marks::default() };
+        Example { sample_id, content: Content::Marked(text, marks), row_task: None }
     }
 }
 
