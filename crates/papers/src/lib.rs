@@ -28,6 +28,7 @@ pages! {
     p21_binary,
     p42_pill,
     p47_hydra,
+    p59_mhr,
 }
 
 #[cfg(test)]

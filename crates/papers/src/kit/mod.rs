@@ -8,6 +8,7 @@ mod draws;
 mod mlp;
 mod score;
 mod standin;
+mod tasks;
 mod tiny;
 mod train;
 
@@ -17,6 +18,7 @@ pub use draws::{normal, order, uniform};
 pub use mlp::{Act, Mlp, Shape};
 pub use score::{accuracy, bare, loss, outputs};
 pub use standin::StandIn;
+pub use tasks::Tasked;
 pub use tiny::{Tiny, bert, gpt2, llama, vit};
 pub use train::{Batches, Recipe, fit, fit_batches, fit_with};
 

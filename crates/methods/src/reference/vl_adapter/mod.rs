@@ -86,7 +86,7 @@ fn repeat(recording: &Recording, _: &dyn Train, compared: &mut Compared) -> Resu
     let has = |name: &str| recording.under("param.").any(|param| param.starts_with(name));
     if has("task_embedding.") {
         case.hyper(compared)?;
-    } else if has("down.C") {
+    } else if has("down.C") || has("down.W") {
         case.products(compared)?;
     } else if has("feat_embedding.") {
         case.visual(compared)?;

@@ -65,7 +65,12 @@ impl<'a> Leaves<'a> {
             let (left, right) = (format!("{end}.{letter}_left"), format!("{end}.{letter}_right"));
             match leaves.has(&left) {
                 true => Ok(Factor::Two(leaves.get(&left)?, leaves.get(&right)?)),
-                false => Ok(Factor::Whole(leaves.get(&format!("{end}.{letter}"))?)),
+                false => {
+                    // Small factors may be shared by all maps.
+                    let names = [format!("{end}.{letter}"), letter.to_owned(), "phm_rule".to_owned()];
+                    let name = names.iter().find(|name| leaves.has(name)).unwrap_or(&names[0]).clone();
+                    Ok(Factor::Whole(leaves.get(&name)?))
+                }
             }
         };
         let (rule, large) = (factor(self, "C")?, factor(self, "W")?);

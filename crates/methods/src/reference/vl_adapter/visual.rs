@@ -16,7 +16,8 @@ impl Case<'_> {
         let each = around.individual_vis_layer_norm.unwrap_or(true);
         let mut leaves = Leaves::new(self.recording);
         let part = |leaves: &mut Leaves<'_>, name: &str| -> Result<Part> {
-            let [weight, bias] = leaves.pair(&format!("{name}.0"))?;
+            let map = format!("{name}.0");
+            let [weight, bias] = leaves.pair(if leaves.has(&format!("{map}.weight")) { &map } else { name })?;
             let norm = if normed && each { Some(leaves.pair(&format!("{name}.1"))?) } else { None };
             Ok(Part { weight, bias, norm })
         };
