@@ -23,6 +23,7 @@ macro_rules! pages {
 pages! {
     p02_snnk,
     p06_generative,
+    p13_mosa,
     p14_sparse,
     p20_p_adapter,
     p21_binary,
