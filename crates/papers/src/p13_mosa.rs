@@ -36,18 +36,26 @@ its passes: what is left between MoSA and it is the splitting alone.",
             At("mosa", DIGITS),
             Than::Arm(At("dense", DIGITS)),
             Need::AtLeast(0.5),
-        ),
+        )
+        .but(REASON),
         Margin::new(
             "and at most 0.3 points below the control",
             At("mosa", DIGITS),
             Than::Arm(At("r-drop", DIGITS)),
             Need::AtLeast(-0.3),
-        ),
+        )
+        .but(REASON),
     ],
     run,
 };
 
 const DIGITS: &str = "accuracy on digits";
+
+/// What is likely: the cause was not measured by itself.
+const REASON: &str = "likely because on so few steps and images \
+    the dense adapter does not overfit, so that there is nothing for sparse training to win, \
+    while the mean of four experts moves more slowly at the rates tried. \
+    The lead of the paper is of pretrained backbones of 86 million parameters and larger adapters";
 
 /// Learning rates of all arms.
 const RATES: [f64; 3] = [4e-3, 1.5e-2, 5e-2];

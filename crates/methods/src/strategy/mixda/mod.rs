@@ -5,9 +5,9 @@
 //! its maps, then sigmoid or softmax. It reads what the feed-forward part reads (`attention_output`) or `z`
 //! (`ffn_hidden`), of every token or of one a sequence.
 //!
-//! **Stage 1** trains a domain adapter alone: rows of the domain go through `o = K` and are learnt (`L_K`, weighted with
-//! `knowledge_loss_factor`), general rows go through `F` and draw `K` to it: `L_S = mean |F - K|^2` over layers, tokens and
-//! features.
+//! **Stage 1** trains a domain adapter alone: rows of the domain go through `o = K` and are learnt (`L_K`), general rows go
+//! through `F` and draw `K` to it, `L_S = mean |F - K|^2` over layers, tokens and features. Both losses are here as formulas
+//! (`gate`); jobs cannot train by `L_S` yet, and `stage: 1` is refused.
 //!
 //! **Stage 2** trains gates and the task's own adapter on labelled rows; the model and the domain adapters stay as they are.
 //! The last biases of a gate begin so that all weights are `1 / (n + 1)`.
@@ -29,7 +29,6 @@ use pleach_nn::Role;
 pub use options::{Activation, Config, GateOptions, Loaded, Pool, Query};
 
 use crate::adapter::AdapterConfig;
-use crate::adapter::common::refuse;
 use crate::around::{Around, AroundOptions};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 
@@ -69,6 +68,7 @@ static CARD: Card = Card {
             options: r#"{"load_adapters": [{"id": "a", "layers": [0]}], "gate": {"hidden": 0}}"#,
             code: code::METHOD_CONFIG,
         },
+        Invalid { options: r#"{"stage": 1}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"stage": 3}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"gates": {}}"#, code: code::UNKNOWN_KEY },
     ],
@@ -77,10 +77,7 @@ static CARD: Card = Card {
 
 impl Around for Config {
     fn wrap(&self, adapter: Box<dyn AdapterConfig>) -> Result<Box<dyn AdapterConfig>> {
-        match self.stage {
-            2 => Ok(Box::new(mixture::Mixture { options: self.clone(), task: adapter })),
-            _ => Err(refuse("stage", "must be 2")),
-        }
+        Ok(Box::new(mixture::Mixture { options: self.clone(), task: adapter }))
     }
 }
 

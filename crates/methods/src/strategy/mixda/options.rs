@@ -13,7 +13,8 @@ use crate::adapter::compose::Child;
 options! {
     /// Options of MixDA.
     pub struct Config {
-        /// 1 trains a domain adapter, 2 a gate over several and an adapter of the task.
+        /// 2: a gate over domain adapters and an adapter of the task. 1, which trains a domain adapter on rows of its domain
+        /// and on general ones, is not in this build.
         stage: u8 = 2,
         /// Stage 2: the domain adapters, in the order of the gate's weights.
         load_adapters: Vec<Loaded> = Vec::new(),
@@ -129,20 +130,21 @@ impl GateOptions {
 impl Config {
     /// Refuses what could not be trained.
     pub(super) fn check(&self) -> Result<()> {
-        if !(1..=2).contains(&self.stage) {
-            return Err(refuse("stage", "must be 1 or 2"));
+        if self.stage != 2 {
+            return Err(refuse("stage", "must be 2: this build does not draw domain adapters to the frozen map")
+                .hint("the adapter method `domain` trains one without general rows"));
         }
         self.gate.check()?;
         if self.gate.pool == Pool::Last {
             return Err(refuse("gate.pool", "the last token of a padded row is none of its own").hint("write `last_real`"));
         }
-        if self.stage == 2 { self.check_adapters() } else { Ok(()) }
+        self.check_adapters()
     }
 
     fn check_adapters(&self) -> Result<()> {
         if self.load_adapters.is_empty() {
             return Err(refuse("load_adapters", "there is none, and stage 2 mixes some")
-                .hint("train a domain adapter first: `stage: 1` with the adapter method `domain`"));
+                .hint("train a domain adapter first: the adapter method `domain`"));
         }
         let mut seen = BTreeSet::new();
         for (index, Loaded { id, .. }) in self.load_adapters.iter().enumerate() {
