@@ -220,8 +220,11 @@ fn plan_task(job: &Job, index: usize, task: &TaskSpec, model: &dyn BackboneConfi
 fn two_windows(config: &dyn AdapterConfig, max_length: u32) -> Result<()> {
     match config.segments() {
         Some(segments) if segments.reconstruction && segments.window * 2 > max_length as usize => {
-            let why = format!("window: documents of at most {max_length} tokens have no two windows of {}", segments.window);
-            Err(code::METHOD_CONFIG.error(why).hint("reconstruction needs two: raise spec.data.max_length or lower window"))
+            let why =
+                format!("window: documents of at most {max_length} tokens have no two windows of {}", segments.window);
+            Err(code::METHOD_CONFIG
+                .error(why)
+                .hint("reconstruction needs two: raise spec.data.max_length or lower window"))
         }
         _ => Ok(()),
     }

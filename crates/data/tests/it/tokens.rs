@@ -259,7 +259,9 @@ fn marks_that_do_not_fit_are_refused(#[case] more: Value, #[case] why: &str) {
 #[test]
 fn marks_that_nobody_understands_are_refused() {
     let spec = spec("x.jsonl".as_ref(), DataTask::CausalLm, &json!({}));
-    for fields in [json!({"input_ids": [9, 8], "segment_ids": [0, 1]}), json!({"input_ids": [9, 8], "modality_ids": [0, 1]})] {
+    for fields in
+        [json!({"input_ids": [9, 8], "segment_ids": [0, 1]}), json!({"input_ids": [9, 8], "modality_ids": [0, 1]})]
+    {
         assert!(encoder(&spec).encode(&row(&fields)).is_err());
     }
     let labels = json!({"input_ids": [9, 8], "labels": [-100, 8]});

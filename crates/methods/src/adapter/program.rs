@@ -56,7 +56,6 @@ impl Default for Passes {
 /// What binds two passes: for each row of logits `[n, classes]` the mean of `KL(b || a)` and `KL(a || b)`, the first named
 /// distribution taken without a gradient. `[n]`.
 #[cfg(feature = "torch")]
-#[must_use]
 pub fn symmetric_kl(a: &tch::Tensor, b: &tch::Tensor) -> tch::Tensor {
     let logs = |logits: &tch::Tensor| logits.log_softmax(-1, None);
     let (a, b) = (logs(a), logs(b));

@@ -62,7 +62,6 @@ impl Record {
     }
 
     /// Means and deviations `[2, groups]`.
-    #[must_use]
     pub fn spread(&self) -> Tensor {
         Tensor::from_slice(&[self.mu.as_slice(), &self.sigma].concat()).reshape([2, -1])
     }
@@ -113,7 +112,6 @@ impl Record {
     }
 
     /// `W~` `[out, in]`, float32.
-    #[must_use]
     pub fn weight(&self) -> Tensor {
         let shape = self.shape.map(|n| n as i64);
         let Some(book) = self.codec.book() else { return Tensor::from_slice(&self.plain).reshape(shape) };

@@ -331,9 +331,9 @@ impl<'a> Case<'a> {
         let mut loss = cross_entropy(&first, labels);
         if let Some(rows) = drawn.get(1) {
             let second = self.logits(x, Through::Drawn(rows))?;
-            loss = loss + cross_entropy(&second, labels) * self.config.add_weight;
+            loss = loss.g_add(&(cross_entropy(&second, labels) * self.config.add_weight));
             let apart = symmetric_kl(&first, &second).mean(None::<Kind>);
-            loss = loss + apart * self.config.reg_weight;
+            loss = loss.g_add(&(apart * self.config.reg_weight));
             if step == 0 {
                 compared.if_recorded("step0.logits_additional", || Ok(second.shallow_clone()))?;
             }

@@ -70,7 +70,7 @@ impl<'a> Vit<'a> {
             let inner = self.linear(&name("mlp.fc1"), &self.norm(&name("norm2"), &x)?)?.gelu("none");
             let mut y = &x + self.linear(&name("mlp.fc2"), &inner)?;
             if let Some(added) = inside.beside_mlp(block, &x) {
-                y = y + added;
+                y = y.g_add(&added);
             }
             x = y;
         }
