@@ -134,6 +134,14 @@ impl Encoder {
         Ok(Example { sample_id: row.id, row_task, content })
     }
 
+    /// The class of a row, where rows have one.
+    ///
+    /// # Errors
+    /// `DATA_ROW` with file and line, for a row that was not validated or changed since.
+    pub fn class(&self, row: &Row) -> Result<Option<u32>> {
+        Ok(self.fields.check(&row.fields).map_err(|fault| fault.late(&row.place))?.label)
+    }
+
     /// Changes with anything that decides which rows are usable.
     pub(crate) fn fingerprint(&self) -> String {
         let tokenizer = self.tokenizer.as_ref().map(Tokenizer::sha256);

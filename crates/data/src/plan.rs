@@ -16,6 +16,9 @@ use crate::permutation::Permutation;
 use crate::turns::Turns;
 
 /// How epochs are cut into steps and steps into lanes.
+///
+/// A plan may have several parts, one after the other, each over rows of its own. Positions then count through the rows
+/// of all parts, and epochs through those of all parts, so that no number stands for two of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     rows: u64,
@@ -24,6 +27,29 @@ pub struct Plan {
     total_steps: u64,
     /// Tasks that take turns.
     turns: Option<Arc<Turns>>,
+    parts: Arc<[Part]>,
+}
+
+/// A part of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Part {
+    rows: u64,
+    steps: u64,
+    /// What came before.
+    before: Before,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Before {
+    rows: u64,
+    steps: u64,
+    epochs: u64,
+}
+
+impl Part {
+    fn per_epoch(&self, global_batch: u32) -> u64 {
+        self.rows.div_ceil(u64::from(global_batch)).max(1)
+    }
 }
 
 /// What one lane contributes to one step.
@@ -76,14 +102,15 @@ impl Plan {
                 .error(format!("spec.train.global_batch: {global_batch} is larger than the {rows} usable rows"))
                 .hint(format!("use a global_batch of {rows} or less, or add rows")));
         }
-        let plan = Self { rows, global_batch, lanes, total_steps: 0, turns: None };
+        let plan = Self { rows, global_batch, lanes, total_steps: 0, turns: None, parts: Arc::new([]) };
         Ok(plan.until(epochs, max_steps))
     }
 
     fn until(self, epochs: Option<u32>, max_steps: Option<u64>) -> Self {
         let by_epochs = epochs.map(|epochs| u64::from(epochs).saturating_mul(self.steps_per_epoch()));
         let total_steps = by_epochs.into_iter().chain(max_steps).min().unwrap_or(0);
-        Self { total_steps, ..self }
+        let part = Part { rows: self.rows, steps: total_steps, before: Before::default() };
+        Self { total_steps, parts: Arc::new([part]), ..self }
     }
 
     /// The same rows where tasks take turns.
@@ -91,6 +118,42 @@ impl Plan {
     fn by_task(self, turns: Turns, train: &TrainSpec) -> Self {
         Self { turns: Some(Arc::new(turns)), ..self }.until(train.epochs, train.max_steps)
     }
+
+    /// The plan of a training section over several parts, each of so many rows: its epochs over each, and of its
+    /// `max_steps` as many for each.
+    ///
+    /// # Errors
+    /// As [`Plan::new`], for any of the parts.
+    pub fn in_parts(train: &TrainSpec, rows: &[u64], lanes: u32) -> Result<Self> {
+        let count = rows.len().max(1) as u64;
+        let (mut parts, mut before) = (Vec::with_capacity(rows.len()), Before::default());
+        for (number, rows) in rows.iter().enumerate() {
+            let upto = |number: u64| train.max_steps.map(|steps| steps * number / count);
+            let own = upto(number as u64 + 1).zip(upto(number as u64)).map(|(end, start)| end - start);
+            let steps = Self::new(*rows, train.global_batch, lanes, train.epochs, own)?.total_steps;
+            let part = Part { rows: *rows, steps, before };
+            before.rows += rows;
+            before.steps += steps;
+            before.epochs += steps.div_ceil(part.per_epoch(train.global_batch));
+            parts.push(part);
+        }
+        let global_batch = train.global_batch;
+        let (rows, total_steps) = (before.rows, before.steps);
+        Ok(Self { rows, global_batch, lanes, total_steps, turns: None, parts: parts.into() })
+    }
+
+    /// Steps of each part.
+    #[must_use]
+    pub fn phases(&self) -> Vec<u64> {
+        self.parts.iter().map(|part| part.steps).collect()
+    }
+
+    /// The part of a step; steps beyond the last are in the last.
+    fn part(&self, step: u64) -> &Part {
+        let after = self.parts.partition_point(|part| part.before.steps <= step);
+        // Parts without steps begin where the next one does: the last of those that begin here has some.
+        &self.parts[after.max(1) - 1]
+        }
 
     /// The plan of a job's training section over `rows` usable rows, with `lanes` as resolved at submit.
     ///
@@ -112,12 +175,13 @@ impl Plan {
         self.lanes
     }
 
-    /// Steps of an epoch; the last one is short when `global_batch` does not divide the rows.
+    /// Steps of an epoch of the first part; the last one is short when `global_batch` does not divide the rows.
     #[must_use]
     pub fn steps_per_epoch(&self) -> u64 {
+        let first = self.parts.first().map_or(self.rows, |part| part.rows);
         match &self.turns {
             Some(turns) => turns.steps(),
-            None => self.rows.div_ceil(u64::from(self.global_batch)),
+            None => first.div_ceil(u64::from(self.global_batch)),
         }
     }
 
@@ -134,7 +198,10 @@ impl Plan {
         let (epoch, positions) = self.step(last);
         let part = match &self.turns {
             Some(turns) => ((last % turns.steps()) + 1) as f64 / turns.steps() as f64,
-            None => positions.end as f64 / self.rows as f64,
+            None => {
+                let part = self.part(last);
+                (positions.end - part.before.rows) as f64 / part.rows as f64
+            }
         };
         epoch as f64 + part
     }
@@ -143,12 +210,15 @@ impl Plan {
     /// task behind those of the other.
     #[must_use]
     pub fn step(&self, step: u64) -> (u64, Range<u64>) {
-        let (epoch, within) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
         if let Some(turns) = &self.turns {
+            let (epoch, within) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
             return (epoch, turns.step(epoch, within).1);
         }
-        let start = within * u64::from(self.global_batch);
-        (epoch, start..(start + u64::from(self.global_batch)).min(self.rows))
+        let part = self.part(step);
+        let (own, each) = (step - part.before.steps, part.per_epoch(self.global_batch));
+        let (epoch, start) = (own / each, own % each * u64::from(self.global_batch));
+        let end = (start + u64::from(self.global_batch)).min(part.rows);
+        (part.before.epochs + epoch, part.before.rows + start..part.before.rows + end)
     }
 
     /// The lane's slice of a step: slices are contiguous, in lane order, and the first ones hold one row more when the
@@ -169,6 +239,8 @@ pub struct Order {
     plan: Plan,
     key: Key,
     shuffle: bool,
+    /// The rows of all parts, where they are not all rows in their order.
+    rows: Option<Arc<[u64]>>,
 }
 
 impl Order {
@@ -176,7 +248,13 @@ impl Order {
     /// epoch when the data is not shuffled.
     #[must_use]
     pub fn new(plan: Plan, seed: u64, task: &TaskName, data: &DataSpec) -> Self {
-        Self { plan, key: Key::seed(seed).named(task.as_str()).named("order"), shuffle: data.shuffle }
+        Self { plan, key: Key::seed(seed).named(task.as_str()).named("order"), shuffle: data.shuffle, rows: None }
+    }
+
+    /// The same over these rows of the dataset, in order of the plan's parts.
+    #[must_use]
+    pub fn over(self, rows: Vec<u64>) -> Self {
+        Self { rows: Some(rows.into()), ..self }
     }
 
     /// The order of an opened dataset, for a job's training section with `lanes` as resolved at submit. Where the encoder's
@@ -206,31 +284,32 @@ impl Order {
         &self.plan
     }
 
-    /// Position to row in an epoch, where tasks do not take turns.
+    /// Position to row in an epoch of a plan with one part, where tasks do not take turns.
     #[must_use]
     pub fn epoch(&self, epoch: u64) -> Permutation {
-        if self.shuffle {
-            Permutation::new(self.plan.rows, self.key.with(epoch))
-        } else {
-            Permutation::identity(self.plan.rows)
-        }
+        self.permutation(self.plan.rows, epoch)
+    }
+
+    fn permutation(&self, rows: u64, epoch: u64) -> Permutation {
+        if self.shuffle { Permutation::new(rows, self.key.with(epoch)) } else { Permutation::identity(rows) }
     }
 
     /// The rows of a lane in a step (from 0).
     #[must_use]
     pub fn lane_rows(&self, step: u64, lane: u32) -> LaneRows {
-        let at = self.plan.lane(step, lane);
-        let rows = match &self.plan.turns {
-            Some(turns) => {
-                let key = self.shuffle.then(|| self.key.with(at.epoch));
-                at.positions.clone().map(|position| turns.row(position, key)).collect()
-            }
-            None => {
-                let order = self.epoch(at.epoch);
-                at.positions.clone().map(|position| order.row(position)).collect()
-            }
+        if let Some(turns) = &self.plan.turns {
+            let at = self.plan.lane(step, lane);
+            let key = self.shuffle.then(|| self.key.with(at.epoch));
+            return LaneRows { rows: at.positions.clone().map(|position| turns.row(position, key)).collect(), at };
+        }
+        let (at, part) = (self.plan.lane(step, lane), self.plan.part(step));
+        let order = self.permutation(part.rows, at.epoch);
+        let first = part.before.rows;
+        let row = |position: u64| {
+            let row = first + order.row(position - first);
+            self.rows.as_ref().and_then(|rows| rows.get(row as usize)).copied().unwrap_or(row)
         };
-        LaneRows { rows, at }
+        LaneRows { rows: at.positions.clone().map(row).collect(), at }
     }
 
     /// The shards ([`SHARD_ROWS`] rows of the dataset each) that a lane reads in a range of steps.

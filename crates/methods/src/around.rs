@@ -114,6 +114,29 @@ impl<C: AroundOptions> Method for Typed<C> {
     }
 }
 
+/// `adapter_config.json` of a wrapped adapter: the options of what stands around it, and below them the fields that its own
+/// file has.
+pub(crate) fn wrapped_config<C: AroundOptions + serde::Serialize>(
+    options: &C,
+    inside: Map<String, Value>,
+    model: &dyn pleach_nn::BackboneConfig,
+    export: &crate::adapter::Export<'_>,
+) -> Map<String, Value> {
+    let mut fields = match serde_json::to_value(options) {
+        Ok(Value::Object(own)) => own,
+        _ => Map::new(),
+    };
+    let shared = [
+        ("pleach_method", Value::from(C::CARD.name)),
+        ("base_model_name_or_path", Value::from(export.base)),
+        ("task_type", Value::from(model.info().head.task_type())),
+        (INNER, Value::Object(inside)),
+    ];
+    fields.extend(shared.map(|(name, value)| (name.to_owned(), value)));
+    fields.sort_keys();
+    fields
+}
+
 /// Declares the files of a kind's folder and their list.
 macro_rules! registry {
     ($($method:ident),* $(,)?) => {

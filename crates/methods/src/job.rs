@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::adapter::AdapterConfig;
 use crate::card::MethodKind;
+use crate::continual::Sequence;
 use crate::memory::{self, Memory};
 use crate::options::under;
 use crate::plan::Plan;
@@ -196,6 +197,9 @@ fn plan_task(job: &Job, index: usize, task: &TaskSpec, model: &dyn BackboneConfi
         two_windows(config.as_ref(), data.max_length).map_err(here)?;
     }
     every_target_matches(&task.adapter.options, model.sites()).map_err(here)?;
+    if let Some(sequence) = config.sequence() {
+        sequence_fits(job, task, sequence)?;
+    }
     let trainable = plan.params();
     if trainable == 0 {
         let message = format!("{}: nothing of the model would be trained", section(index));
@@ -226,6 +230,25 @@ fn two_windows(config: &dyn AdapterConfig, max_length: u32) -> Result<()> {
                 .error(why)
                 .hint("reconstruction needs two: raise spec.data.max_length or lower window"))
         }
+        _ => Ok(()),
+    }
+}
+
+/// A sequence of tasks is of classes, and takes the epochs that the job says.
+fn sequence_fits(job: &Job, task: &TaskSpec, sequence: &dyn Sequence) -> Result<()> {
+    let data = task.data.as_ref().or(job.spec.data.as_ref());
+    if data.is_some_and(|data| data.task != DataTask::SequenceClassification) {
+        return Err(code::BAD_VALUE
+            .error("spec.data.task: a sequence of tasks is of classes")
+            .hint("use sequence_classification, or leave `spec.strategy` out"));
+    }
+    match job.spec.train.epochs {
+        Some(epochs) if epochs != sequence.epochs() => Err(code::BAD_VALUE
+            .error(format!(
+                "spec.train.epochs: is {epochs}, but each task of spec.strategy takes {}",
+                sequence.epochs()
+            ))
+            .hint("give both the same number")),
         _ => Ok(()),
     }
 }

@@ -10,6 +10,7 @@ mod around;
 mod card;
 pub mod codes;
 pub mod compress;
+pub mod continual;
 mod explain;
 pub mod files;
 mod import;

@@ -13,6 +13,8 @@ pub enum Keep {
     Derived,
     /// Changed by the method itself after a step; kept with the trainer's state only.
     State,
+    /// Changed by the method itself, and in the adapter's file.
+    Moving,
 }
 
 /// One tensor of an adapter.
@@ -51,10 +53,16 @@ impl PlannedTensor {
         self.shape.iter().map(|n| *n as u64).product()
     }
 
+    /// Whether the method itself changes it.
+    #[must_use]
+    pub fn moves(&self) -> bool {
+        matches!(self.keep, Keep::State | Keep::Moving)
+    }
+
     /// Whether it is in the adapter's file.
     #[must_use]
     pub fn in_file(&self) -> bool {
-        matches!(self.keep, Keep::Trained | Keep::Saved)
+        matches!(self.keep, Keep::Trained | Keep::Saved | Keep::Moving)
     }
 }
 

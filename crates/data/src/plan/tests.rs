@@ -3,8 +3,12 @@ use proptest::prelude::*;
 
 use super::*;
 
+fn train() -> TrainSpec {
+    serde_json::from_value(serde_json::json!({"global_batch": 1})).unwrap()
+}
+
 fn order(plan: Plan, shuffle: bool) -> Order {
-    Order { plan, key: Key::seed(11).named("task"), shuffle }
+    Order { plan, key: Key::seed(11).named("task"), shuffle, rows: None }
 }
 
 proptest! {
@@ -105,4 +109,37 @@ fn a_cursor_survives_json() {
     let cursor = Cursor { step: 41 }.next();
     assert_eq!(serde_json::to_string(&cursor).unwrap(), r#"{"step":42}"#);
     assert_eq!(serde_json::from_str::<Cursor>(r#"{"step":42}"#).unwrap(), cursor);
+}
+
+/// Parts of 5 and 4 rows, two epochs of each in steps of 2.
+#[test]
+fn parts_follow_one_another_each_over_its_own_rows() {
+    let train = TrainSpec { global_batch: 2, epochs: Some(2), ..train() };
+    let plan = Plan::in_parts(&train, &[5, 4], 2).unwrap();
+    assert_eq!((plan.total_steps(), plan.phases(), plan.rows()), (10, vec![6, 4], 9));
+    let all: Vec<_> = (0..10).map(|step| plan.step(step)).collect();
+    let (first, second) = (vec![0..2, 2..4, 4..5], vec![5..7, 7..9]);
+    let of = |epoch: u64, ranges: &[std::ops::Range<u64>]| ranges.iter().map(move |range| (epoch, range.clone())).collect();
+    let expected: Vec<Vec<_>> = vec![of(0, &first), of(1, &first), of(2, &second), of(3, &second)];
+    assert_eq!(all, expected.concat());
+    assert_eq!([3, 6, 8].map(|steps| plan.epochs_done(steps)), [1.0, 2.0, 3.0]);
+    let spec = serde_json::from_value(serde_json::json!({"source": "x", "task": "sequence_classification"})).unwrap();
+    let rows = vec![10, 11, 12, 13, 14, 3, 2, 1, 0];
+    let order = Order::new(plan, 7, &"t".into(), &spec).over(rows.clone());
+    for (steps, of) in [(0..3, &rows[..5]), (3..6, &rows[..5]), (6..8, &rows[5..]), (8..10, &rows[5..])] {
+        let mut seen: Vec<u64> = steps.flat_map(|step| [0, 1].map(|lane| order.lane_rows(step, lane).rows)).flatten().collect();
+        let mut all = of.to_vec();
+        (seen.sort_unstable(), all.sort_unstable());
+        assert_eq!(seen, all, "every row of the part is in one step of an epoch");
+    }
+    let again: Vec<_> = Cursor { step: 6 }.work(order.clone(), 0..2).map(|work| work.at.step).collect();
+    assert_eq!(again, [6, 6, 7, 7, 8, 8, 9, 9]);
+}
+
+#[test]
+fn steps_are_shared_out_over_parts() {
+    let train = TrainSpec { global_batch: 2, epochs: None, max_steps: Some(7), ..train() };
+    assert_eq!(Plan::in_parts(&train, &[5, 4], 1).unwrap().phases(), [3, 4]);
+    let error = Plan::in_parts(&train, &[5, 1], 1).unwrap_err();
+    assert_eq!(error.code(), pleach_base::code::DATA_TOO_SMALL);
 }

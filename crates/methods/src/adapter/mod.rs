@@ -67,6 +67,7 @@ registry! {
     hydra,
     ia3,
     invertible,
+    lae_pet,
     ln_tuning,
     loha,
     lokr,
@@ -320,6 +321,11 @@ pub trait AdapterConfig: HasCard + Debug + Send + std::marker::Sync {
         false
     }
 
+    /// What it says of the sequence of tasks that it learns, if it does.
+    fn sequence(&self) -> Option<&dyn crate::continual::sequence::Sequence> {
+        None
+    }
+
     /// The hooks over these tensors, which are the plan's.
     ///
     /// # Errors
@@ -446,6 +452,7 @@ impl<C: Options> Typed<C> {
 pub(crate) const ABOUT: &[&str] = &[
     "peft_type",
     "pleach_method",
+    "continual",
     "peft_version",
     "base_model_name_or_path",
     "task_type",

@@ -139,7 +139,7 @@ impl AdapterConfig for Config {
 }
 
 #[cfg(feature = "torch")]
-mod run {
+pub(super) mod run {
     use pleach_base::Result;
     use pleach_nn::{BaseOp, Form, Layout, OpWeights, Site, SiteCx, SiteHook, SiteId};
     use tch::Tensor;
@@ -250,7 +250,7 @@ mod run {
     }
 
     /// `front` `[n, heads, dim]` before every sequence of `x` `[.., heads, dim]`.
-    fn prepend(layout: &Layout, front: &Tensor, x: &Tensor) -> Tensor {
+    pub(crate) fn prepend(layout: &Layout, front: &Tensor, x: &Tensor) -> Tensor {
         let tokens = front.size()[0];
         match layout.form() {
             Form::Padded { .. } => {

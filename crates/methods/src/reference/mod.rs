@@ -11,13 +11,16 @@
 mod compare;
 mod model;
 mod recording;
+mod timm;
 mod training;
 mod vit;
 
 mod binary;
 mod generative;
 mod hydra;
+mod lae;
 mod mixda;
+mod mos;
 mod mosa;
 mod p_adapter;
 mod pill;
@@ -57,7 +60,9 @@ static PAGES: &[Page] = &[
     binary::PAGE,
     pill::PAGE,
     hydra::PAGE,
+    mos::PAGE,
     poly::PAGE,
+    lae::PAGE,
 ];
 
 /// What came of one recording.

@@ -46,11 +46,18 @@ impl Leaves {
         for leaf in &self.leaves {
             let n = leaf.numel() as i64;
             leaf.shallow_clone().copy_(&params.narrow(0, at, n).reshape(leaf.size()));
+            at += n;
+        }
+        self.forget();
+    }
+
+    /// Sets the gradients to zero without an update.
+    pub(super) fn forget(&self) {
+        for leaf in &self.leaves {
             let mut grad = leaf.grad();
             if grad.defined() {
                 let _ = grad.zero_();
             }
-            at += n;
         }
     }
 }

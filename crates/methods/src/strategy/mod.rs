@@ -6,4 +6,7 @@ crate::around::registry! {
     mosa,
     snnk_closed_form,
     vl_multitask,
+    lae,
+    mos,
+    sequential,
 }

@@ -7,6 +7,7 @@
 mod batch;
 mod blockwise;
 mod documents;
+mod course;
 mod front;
 mod objective;
 mod packed;
@@ -28,6 +29,7 @@ use pleach_nn::Backbone;
 use pleach_store::{Gate, SnapshotFile};
 
 pub use batch::StepBatch;
+pub use course::{Course, CourseRows, Labelled};
 pub(crate) use batch::{Ground, MicroBatch, lay_out};
 pub(crate) use front::with_virtual;
 pub use objective::Objective;
@@ -196,9 +198,11 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// As there.
     pub fn optim_step_saying(&mut self, name: &TaskName, word: Word) -> Result<StepResult> {
-        let group = self.group;
         self.observer.phase(Phase::BeforeCommit);
-        update::optim_step(group, self.task_mut(name)?, word)
+        let (observer, clock) = (Arc::clone(&self.observer), Arc::clone(&self.clock));
+        let (model, group, waited) = (self.model, self.group, Default::default());
+        let machine = Machine { model, group, observer: observer.as_ref(), clock: &clock, waited };
+        update::optim_step(&machine, self.task_mut(name)?, word)
     }
 
     /// Agrees with all ranks that they hold the same. A collective call.
@@ -226,6 +230,47 @@ impl<'a> Engine<'a> {
     pub fn load(&mut self, name: &TaskName, files: &BTreeMap<String, bytes::Bytes>) -> Result<()> {
         save::load(self.task_mut(name)?, files)?;
         self.agree_on(self.task(name)?)
+    }
+
+    /// Makes a task learn a sequence of tasks, each in a phase of its own, before its first step.
+    ///
+    /// # Errors
+    /// `INTERNAL` for an unknown task, or when the parts of the course do not belong together.
+    pub fn learns(&mut self, name: &TaskName, course: Course) -> Result<()> {
+        self.task_mut(name)?.learns(course)
+    }
+
+    /// Where a sequence of tasks has come to: accuracies on the tasks that have begun, and at the end of one the measures
+    /// of the sequence. `None` for a task that learns no sequence. A collective call.
+    ///
+    /// # Errors
+    /// `INTERNAL` for an unknown task; those of reading rows and of [`Collective`].
+    pub fn evaluate_sequence(&self, name: &TaskName) -> Result<Option<EvalRow>> {
+        let task = self.task(name)?;
+        let begun = self.clock.elapsed();
+        let row = |metrics| EvalRow {
+            task: name.clone(),
+            step: task.step,
+            metrics,
+            samples: 0,
+            time: self.clock.elapsed().saturating_sub(begun),
+        };
+        Ok(course::metrics(&self.machine(), task)?.map(row))
+    }
+
+    /// The accuracies of the tasks of a sequence that are done, a row each.
+    ///
+    /// # Errors
+    /// `INTERNAL` for an unknown task.
+    pub fn accuracies(&self, name: &TaskName) -> Result<Vec<Vec<f64>>> {
+        let adapter = &self.task(name)?.setup.adapter;
+        adapter.config().sequence().map_or_else(|| Ok(Vec::new()), |sequence| sequence.accuracies(&adapter.parts()))
+    }
+
+    /// Whether the last step that was made ended a task of a sequence.
+    pub(crate) fn ended_task(&self, name: &TaskName) -> Result<bool> {
+        let task = self.task(name)?;
+        Ok(task.course.is_some() && task.step > 0 && task.now().ends_phase())
     }
 
     /// Evaluates a task's adapter on `set`, rows shared between the ranks, each counted once. A collective call; the

@@ -61,7 +61,7 @@ fn trainer_state(task: &Task, exported: &[(String, Tensor)]) -> Result<Vec<Store
         to_stored(SKIPPED, &number(task.skipped))?,
         to_stored(JUDGED, &Tensor::from_slice(&judged))?,
     ];
-    for (tensor, value) in task.states() {
+    for (tensor, value) in task.states().filter(|(tensor, _)| tensor.keep == Keep::State) {
         state.push(to_stored(format!("{STATE}{}", tensor.name), value)?);
     }
     for (name, leaf) in task.setup.adapter.params().iter() {
@@ -134,7 +134,7 @@ fn kept(
     for tensor in &task.setup.adapter.plan().tensors {
         let (file, value) = match tensor.keep {
             Keep::Trained | Keep::Derived => continue,
-            Keep::Saved => (ADAPTER_MODEL, adapter.get(&tensor.name)),
+            Keep::Saved | Keep::Moving => (ADAPTER_MODEL, adapter.get(&tensor.name)),
             Keep::State => (TRAINER_STATE, state.get(&format!("{STATE}{}", tensor.name))),
         };
         let wanted: Vec<i64> = tensor.shape.iter().map(|n| *n as i64).collect();

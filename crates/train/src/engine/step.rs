@@ -10,6 +10,7 @@ use std::time::Duration;
 use pleach_base::{Result, SharedClock, code};
 use pleach_comm::{Collective, ReduceOp, strict_sum};
 use pleach_data::Batch;
+use pleach_methods::continual::Sequence;
 use pleach_methods::{Passes, symmetric_kl};
 use pleach_nn::{Backbone, Output};
 use pleach_spec::job::Determinism;
@@ -142,12 +143,17 @@ fn units(machine: &Machine<'_>, task: &Task, batch: &StepBatch) -> Result<Vec<Un
         Ok(Unit { number, micro_batches })
     };
     match task.setup.determinism {
-        Determinism::Fast => {
+        Determinism::Fast if !couples_rows(task) => {
             let rows = Batch::concat(batch.lanes.iter().map(|(_, rows)| rows.clone()));
             rows.iter().map(|rows| unit(machine.group.rank(), rows)).collect()
         }
-        Determinism::Strict => batch.lanes.iter().map(|(lane, rows)| unit(*lane as usize, rows)).collect(),
+        _ => batch.lanes.iter().map(|(lane, rows)| unit(*lane as usize, rows)).collect(),
     }
+}
+
+/// Whether rows see others of their lane, so that lanes must not be put together.
+fn couples_rows(task: &Task) -> bool {
+    task.setup.adapter.config().sequence().is_some_and(Sequence::couples_rows)
 }
 
 /// Adds the gradient of the adapter's own term to the reduced one and gives its value. It depends on the parameters
@@ -196,7 +202,7 @@ fn row_by_row(
                 continue;
             }
             backward(machine, task, &micro.passes[0], mode, &mut |output| {
-                let terms = objective.terms(output, targets)?;
+                let terms = terms(task, objective, output, targets)?;
                 note(&terms);
                 Ok(loss::total(&terms, denominators))
             })?;
@@ -206,6 +212,18 @@ fn row_by_row(
         computed.push(Computed { number: unit.number, grads, sum });
     }
     Ok(computed)
+}
+
+/// The terms of a micro-batch: the objective's, or those of a method that learns a sequence of tasks.
+fn terms(task: &Task, objective: Objective, output: &Output, targets: &Tensor) -> Result<Vec<Term>> {
+    let adapter = &task.setup.adapter;
+    match (adapter.config().sequence(), output) {
+        (Some(sequence), Output::Classes(rows)) => {
+            let sum = sequence.loss(&adapter.parts(), rows, targets)?;
+            Ok(vec![Term { name: objective.term(), sum, coefficient: 1.0 }])
+        }
+        _ => objective.terms(output, targets),
+    }
 }
 
 /// The terms of several passes over the same rows, and of what binds the first two. The graphs of all passes live at once,
@@ -381,7 +399,10 @@ fn reduce(group: &dyn Collective, task: &Task, lanes: usize, computed: &[Compute
         Determinism::Fast => {
             let mut grads = match computed {
                 [one] => packed.pack(&one.grads),
-                _ => Tensor::zeros([n], (Kind::Float, group.device())),
+                all => {
+                    let zero = Tensor::zeros([n], (Kind::Float, group.device()));
+                    all.iter().fold(zero, |sum, unit| sum + packed.pack(&unit.grads))
+                }
             };
             group.all_reduce(&mut grads, ReduceOp::Sum)?;
             let sum = agree::sums(group, &[computed.iter().map(|unit| unit.sum).sum()])?[0];

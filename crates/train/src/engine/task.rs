@@ -12,6 +12,7 @@ use tch::Tensor;
 
 use super::batch::Ground;
 use super::documents::Cut;
+use super::course::Course;
 use super::objective::Objective;
 use super::state::{StateHeader, TaskState};
 use crate::flat::FlatLayout;
@@ -81,6 +82,8 @@ pub(crate) struct Task {
     owned: bool,
     /// Lengths of the phases of its training.
     phases: Vec<u64>,
+    /// Where it learns a sequence of tasks.
+    pub(super) course: Option<Course>,
     pub(super) gate: Gatekeeper,
     /// Steps done, skipped ones included.
     pub(super) step: u64,
@@ -117,6 +120,7 @@ impl Task {
             spans,
             owned,
             phases,
+            course: None,
             gate,
             step,
             skipped,
@@ -127,6 +131,17 @@ impl Task {
         };
         task.state_digest = task.digest()?;
         Ok(task)
+    }
+
+    /// Makes it learn a sequence of tasks, each in a phase of its own.
+    ///
+    /// # Errors
+    /// `INTERNAL` when the parts of the course do not belong together.
+    pub(crate) fn learns(&mut self, course: Course) -> Result<()> {
+        course.check()?;
+        self.phases.clone_from(&course.phases);
+        self.course = Some(course);
+        Ok(())
     }
 
     /// Where its tensors lie.
@@ -149,7 +164,7 @@ impl Task {
     /// The tensors that its method changes by itself, in the plan's order.
     pub(super) fn states(&self) -> impl Iterator<Item = (&PlannedTensor, &Tensor)> {
         let adapter = &self.setup.adapter;
-        let states = adapter.plan().tensors.iter().filter(|tensor| tensor.keep == Keep::State);
+        let states = adapter.plan().tensors.iter().filter(|tensor| tensor.moves());
         states.filter_map(|tensor| Some((tensor, adapter.kept().get(&tensor.name)?)))
     }
 
@@ -189,6 +204,11 @@ impl Task {
     pub(super) fn learning_rate(&self) -> f64 {
         let next = self.next();
         self.setup.optimizer.lr * schedule::factor(&self.setup.schedule, next.phase_step - 1, next.phase_total)
+    }
+
+    /// The step that was made last, of at least one.
+    pub(super) fn now(&self) -> StepInfo {
+        StepInfo::new(self.step.max(1), self.setup.total_steps, &self.phases)
     }
 
     /// The step that is made next.

@@ -1,9 +1,10 @@
 //! From a reduced gradient to new parameters on which all ranks agree.
 
 use pleach_base::{Error, Result, code};
-use pleach_comm::Collective;
 use pleach_spec::job::NonFinite;
 
+use super::course;
+use super::step::Machine;
 use super::task::{Pending, Task};
 use crate::stop::Wish;
 use crate::{agree, clip};
@@ -48,8 +49,8 @@ pub struct Word {
     pub durable: u64,
 }
 
-pub(super) fn optim_step(group: &dyn Collective, task: &mut Task, word: Word) -> Result<StepResult> {
-    let name = task.setup.name.clone();
+pub(super) fn optim_step(machine: &Machine<'_>, task: &mut Task, word: Word) -> Result<StepResult> {
+    let (group, name) = (machine.group, task.setup.name.clone());
     let Some(mut pending) = task.pending.take() else {
         return Err(code::INTERNAL.error(format!("task {name}: there is no gradient to apply")));
     };
@@ -67,7 +68,7 @@ pub(super) fn optim_step(group: &dyn Collective, task: &mut Task, word: Word) ->
     } else {
         apply(task, &mut pending, learning_rate)?
     };
-    end_phase(task)?;
+    end_phase(machine, task)?;
     task.step += 1;
     task.state_digest = task.digest()?;
     (task.whole, task.loss) = (true, pending.loss);
@@ -114,7 +115,7 @@ fn apply(task: &mut Task, pending: &mut Pending, learning_rate: f64) -> Result<f
 }
 
 /// What follows the last step of a phase: the method's own part, and an optimiser that knows nothing.
-fn end_phase(task: &mut Task) -> Result<()> {
+fn end_phase(machine: &Machine<'_>, task: &mut Task) -> Result<()> {
     let done = task.next();
     if !done.ends_phase() {
         return Ok(());
@@ -124,7 +125,11 @@ fn end_phase(task: &mut Task) -> Result<()> {
         // What is rewound is judged by the gradients that it gets from now on.
         task.gate.forget();
     }
-    if task.setup.own_steps { task.setup.adapter.end_phase(done) } else { Ok(()) }
+    if !task.setup.own_steps {
+        return Ok(());
+    }
+    task.setup.adapter.end_phase(done)?;
+    course::end(machine, task, done.phase)
 }
 
 fn not_finite(task: &Task, samples: &[u64]) -> Error {

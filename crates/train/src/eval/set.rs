@@ -29,6 +29,19 @@ pub struct Retrieval {
 }
 
 impl EvalSet {
+    /// Labelled rows by the groups of their classes; other rows are left out.
+    pub(crate) fn by_class(&self, splits: &[Vec<u32>]) -> Vec<Vec<Example>> {
+        let mut found = vec![Vec::new(); splits.len()];
+        let Self::Rows(rows) = self else { return found };
+        for row in rows {
+            let Content::Classification { label, .. } = &row.content else { continue };
+            if let Some(split) = splits.iter().position(|split| split.contains(label)) {
+                found[split].push(row.clone());
+            }
+        }
+        found
+    }
+
     /// Evaluates on labelled rows.
     #[must_use]
     pub fn rows(examples: Vec<Example>) -> Self {

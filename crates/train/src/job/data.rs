@@ -12,11 +12,12 @@ use pleach_methods::AdapterConfig;
 use pleach_nn::BackboneConfig;
 use pleach_spec::job::{DataSpec, DataTask, EvalSpec, TrainSpec};
 
+use super::course::{Rows, by_class};
 use super::keepalive;
 use super::model::{Encoders, Model};
 use super::ready::Preparation;
 use super::remote::{self, Remote};
-use crate::engine::StepBatch;
+use crate::engine::{Course, StepBatch};
 use crate::eval::EvalSet;
 
 /// Lane batches that are ready before they are asked for.
@@ -28,6 +29,8 @@ pub(super) struct TaskData {
     dataset: Arc<Dataset>,
     encoder: Arc<Encoder>,
     order: Order,
+    /// The rows of every task, where a sequence of tasks is learnt.
+    parts: Vec<Vec<u64>>,
     feed: Option<Feed>,
 }
 
@@ -114,13 +117,25 @@ impl<'a> Opener<'a> {
         spec: &DataSpec,
         train: &TrainSpec,
         name: &TaskName,
+        splits: Option<&[Vec<u32>]>,
     ) -> Result<TaskData> {
         let encoder = self.encoder(encoders, spec, Side::Both)?;
         let dataset = self.open(&spec.source, spec, &encoder)?;
         let lanes = train.lanes.unwrap_or(1);
-        let order = || Order::open(&dataset, &encoder, train, lanes, name, spec);
-        let order = keepalive::during(self.cx.observer.as_ref(), order)?;
-        Ok(TaskData { dataset: Arc::new(dataset), encoder, order, feed: None })
+        let (order, rows) = match splits {
+            None => {
+                let order = || Order::open(&dataset, &encoder, train, lanes, name, spec);
+                (keepalive::during(self.cx.observer.as_ref(), order)?, Vec::new())
+            }
+            Some(splits) => {
+                let find = || by_class(&dataset, &encoder, splits);
+                let rows = keepalive::during(self.cx.observer.as_ref(), find)?;
+                let counts: Vec<u64> = rows.iter().map(|rows| rows.len() as u64).collect();
+                let plan = Plan::in_parts(train, &counts, lanes)?;
+                (Order::new(plan, train.seed, name, spec).over(rows.concat()), rows)
+            }
+        };
+        Ok(TaskData { dataset: Arc::new(dataset), encoder, order, parts: rows, feed: None })
     }
 
     /// Reads and encodes what a task is evaluated on.
@@ -163,6 +178,20 @@ impl TaskData {
     /// Epochs done after `step` steps, with fraction.
     pub(super) fn epoch(&self, step: u64) -> f64 {
         self.plan().epochs_done(step)
+    }
+
+    /// The course over these classes, with what it is evaluated on.
+    pub(super) fn course(&self, splits: &[Vec<u32>], eval: Option<&EvalSet>, device: tch::Device) -> Course {
+        let rows = Rows {
+            dataset: Arc::clone(&self.dataset),
+            encoder: Arc::clone(&self.encoder),
+            parts: self.parts.clone(),
+            lanes: self.plan().lanes(),
+            eval: eval.map(|set| set.by_class(splits)).unwrap_or_default(),
+            device,
+        };
+        let (lanes, phases) = (self.plan().lanes(), self.plan().phases());
+        Course { splits: splits.to_vec(), phases, lanes, rows: Arc::new(rows) }
     }
 
     /// The part of step `step` (from 0) that lies in `lanes`.

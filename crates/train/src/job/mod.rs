@@ -6,6 +6,7 @@
 
 mod broadcast;
 mod checkpoint;
+mod course;
 mod data;
 mod feed;
 mod init;

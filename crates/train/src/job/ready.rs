@@ -83,7 +83,8 @@ fn task(cx: &Preparation, model: &Model, encoders: &mut Encoders, spec: &TaskSpe
     let name = TaskName::from(spec.name.as_str());
     let data_spec = data_of(&cx.job, spec)?;
     let opener = Opener::new(cx, model, plan.config.as_ref());
-    let data = opener.task(encoders, data_spec, &job.train, &name)?;
+    let splits = plan.config.sequence().map(|sequence| sequence.splits(model.config())).transpose()?;
+    let data = opener.task(encoders, data_spec, &job.train, &name, splits.as_deref())?;
     let eval = match &job.eval {
         Some(eval) => {
             let metrics = eval::wanted(&eval.metrics, data_spec.task)?;
@@ -91,7 +92,10 @@ fn task(cx: &Preparation, model: &Model, encoders: &mut Encoders, spec: &TaskSpe
         }
         None => None,
     };
-    let task = Task::new(setup(cx, model, &name, spec, plan, data_spec, &data)?)?;
+    let mut task = Task::new(setup(cx, model, &name, spec, plan, data_spec, &data)?)?;
+    if let Some(splits) = splits {
+        task.learns(data.course(&splits, eval.as_ref().map(|(set, _)| set), cx.device))?;
+    }
     Ok(JobTask::new((name, spec), plan, data, eval, opener.into_sources(), task))
 }
 

@@ -11,7 +11,7 @@ use super::task::{Ground, JobTask};
 use super::uploads::Checkpoints;
 use super::{JobContext, Outcome, feed, meet, settle};
 use crate::engine::{Engine, StepResult, Word};
-use crate::observer::{Level, StepRow};
+use crate::observer::{EvalRow, Level, StepRow};
 use crate::phase::Phase;
 use crate::record::{CommitRow, sample_digest};
 use crate::stop::Wish;
@@ -214,7 +214,8 @@ impl Round<'_> {
         let job = &self.ground.cx.job.spec;
         let done = self.tasks[index].is_done(step);
         let every = |n: Option<u64>| n.is_some_and(|n| n > 0 && step.is_multiple_of(n));
-        if job.eval.as_ref().is_some_and(|eval| done || every(eval.every)) {
+        let ended = self.engine.ended_task(&self.tasks[index].name)?;
+        if job.eval.as_ref().is_some_and(|eval| done || ended || every(eval.every)) {
             self.evaluate(index)?;
         }
         if self.saves_at(index, step) {
@@ -237,7 +238,10 @@ impl Round<'_> {
     fn evaluate(&mut self, index: usize) -> Result<()> {
         let task = &mut self.tasks[index];
         let Some((set, metrics)) = &task.eval else { return Ok(()) };
-        let row = self.engine.evaluate(&task.name, set, metrics)?;
+        let row = match self.engine.evaluate_sequence(&task.name)? {
+            Some(row) => EvalRow { samples: set.len() as u64, ..row },
+            None => self.engine.evaluate(&task.name, set, metrics)?,
+        };
         for (name, value) in &row.metrics {
             task.note(format!("eval/{name}"), *value);
         }

@@ -53,7 +53,7 @@ pub(crate) fn validate(children: &[Child]) -> Result<()> {
 }
 
 /// Whether a method asks for phases, passes, masks or updates of its own.
-fn sets_the_course(config: &dyn AdapterConfig) -> bool {
+pub(crate) fn sets_the_course(config: &dyn AdapterConfig) -> bool {
     const STEPS: u64 = 1 << 20;
     let several = config.phases(STEPS).len() > 1 || config.passes() != Passes::default();
     several || config.partial() || config.shapes_gradients() || config.row_tasks().is_some()
