@@ -25,7 +25,8 @@ pub mod schedule;
 mod stop;
 
 pub use engine::{
-    Course, CourseRows, Engine, Forwarded, Labelled, Mode, Objective, PassInput, Saved, StepBatch, StepResult, TaskSetup, Word, forward,
+    Course, CourseRows, Engine, Forwarded, Labelled, Mode, Objective, PassInput, Saved, StepBatch, StepResult,
+    TaskSetup, Word, forward,
 };
 pub use feed::{FEED_VERSION, FedLane, FeedLog, FeedRow, FeedSink, ResumedFrom};
 pub use job::{JobContext, Outcome, Preparation, Warm, prepare, run_job};

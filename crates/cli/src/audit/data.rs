@@ -31,6 +31,11 @@ pub(super) fn open(job: &Job, index: usize, task: &TaskSpec) -> Result<Rows> {
     let model =
         pleach_nn::configure(&ModelDir::config_only(folder).map_err(here)?, &head_options(job)?).map_err(here)?;
     let adapter = parse_adapter(job, index)?;
+    if adapter.sequence().is_some() {
+        return Err(code::BAD_VALUE
+            .error("spec.strategy: the rows of a sequence of tasks are not audited by this build")
+            .hint("its epochs are those of each task alone"));
+    }
     let (info, front) = (model.info(), adapter.virtual_tokens());
     let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let limits = Limits {

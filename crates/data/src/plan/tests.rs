@@ -119,7 +119,8 @@ fn parts_follow_one_another_each_over_its_own_rows() {
     assert_eq!((plan.total_steps(), plan.phases(), plan.rows()), (10, vec![6, 4], 9));
     let all: Vec<_> = (0..10).map(|step| plan.step(step)).collect();
     let (first, second) = (vec![0..2, 2..4, 4..5], vec![5..7, 7..9]);
-    let of = |epoch: u64, ranges: &[std::ops::Range<u64>]| ranges.iter().map(move |range| (epoch, range.clone())).collect();
+    let of =
+        |epoch: u64, ranges: &[std::ops::Range<u64>]| ranges.iter().map(move |range| (epoch, range.clone())).collect();
     let expected: Vec<Vec<_>> = vec![of(0, &first), of(1, &first), of(2, &second), of(3, &second)];
     assert_eq!(all, expected.concat());
     assert_eq!([3, 6, 8].map(|steps| plan.epochs_done(steps)), [1.0, 2.0, 3.0]);
@@ -127,7 +128,8 @@ fn parts_follow_one_another_each_over_its_own_rows() {
     let rows = vec![10, 11, 12, 13, 14, 3, 2, 1, 0];
     let order = Order::new(plan, 7, &"t".into(), &spec).over(rows.clone());
     for (steps, of) in [(0..3, &rows[..5]), (3..6, &rows[..5]), (6..8, &rows[5..]), (8..10, &rows[5..])] {
-        let mut seen: Vec<u64> = steps.flat_map(|step| [0, 1].map(|lane| order.lane_rows(step, lane).rows)).flatten().collect();
+        let mut seen: Vec<u64> =
+            steps.flat_map(|step| [0, 1].map(|lane| order.lane_rows(step, lane).rows)).flatten().collect();
         let mut all = of.to_vec();
         (seen.sort_unstable(), all.sort_unstable());
         assert_eq!(seen, all, "every row of the part is in one step of an epoch");

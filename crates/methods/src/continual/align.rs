@@ -117,7 +117,14 @@ impl Alignment {
         Tensor::from_slice(&losses).reshape([self.epochs as i64, classes])
     }
 
-    fn step(&self, leaves: &[Tensor; 2], buffers: &mut [Tensor; 2], rows: (&Tensor, &Tensor), seen: i64, lr: f64) -> f64 {
+    fn step(
+        &self,
+        leaves: &[Tensor; 2],
+        buffers: &mut [Tensor; 2],
+        rows: (&Tensor, &Tensor),
+        seen: i64,
+        lr: f64,
+    ) -> f64 {
         let (x, y) = rows;
         let [weight, bias] = leaves.each_ref().map(|leaf| leaf.detach().set_requires_grad(true));
         let logits = x.linear(&weight, Some(&bias)).narrow(1, 0, seen);
@@ -150,15 +157,13 @@ mod tests {
         let mut sum = Moments::of(&all.narrow(0, 0, 2));
         for shard in 1..4 {
             let own = Moments::of(&all.narrow(0, 2 * shard, 2));
-            sum = Moments {
-                count: sum.count + own.count,
-                sum: sum.sum + own.sum,
-                products: sum.products + own.products,
-            };
+            sum =
+                Moments { count: sum.count + own.count, sum: sum.sum + own.sum, products: sum.products + own.products };
         }
         let whole = Moments::of(&all);
         assert!((sum.covariance() - whole.covariance()).abs().max().double_value(&[]) < 1e-9);
-        let torch = all.tr().cov(1, None::<&Tensor>, None::<&Tensor>) + Tensor::eye(3, (Kind::Double, all.device())) * 1e-4;
+        let torch =
+            all.tr().cov(1, None::<&Tensor>, None::<&Tensor>) + Tensor::eye(3, (Kind::Double, all.device())) * 1e-4;
         assert!((whole.covariance() - torch).abs().max().double_value(&[]) < 1e-9);
     }
 
@@ -177,7 +182,10 @@ mod tests {
 
     #[test]
     fn alignment_leaves_classes_not_yet_seen_but_for_their_decay() {
-        let head = Head { weight: Tensor::ones([3, 2], (Kind::Double, tch::Device::Cpu)), bias: Tensor::zeros([3], (Kind::Double, tch::Device::Cpu)) };
+        let head = Head {
+            weight: Tensor::ones([3, 2], (Kind::Double, tch::Device::Cpu)),
+            bias: Tensor::zeros([3], (Kind::Double, tch::Device::Cpu)),
+        };
         let alignment = Alignment { epochs: 2, lr: 0.1, momentum: 0.9, weight_decay: 0.0 };
         let (x, y) = (Tensor::from_slice(&[1.0f64, 0.0, 0.0, 1.0]).reshape([2, 2]), Tensor::from_slice(&[0i64, 1]));
         let losses = alignment.run(&head, 2, &mut |_| (x.shallow_clone(), y.shallow_clone()));

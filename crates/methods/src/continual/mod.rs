@@ -5,22 +5,22 @@
 pub(crate) mod align;
 #[cfg(feature = "torch")]
 pub(crate) mod lae;
-#[cfg(feature = "torch")]
-pub(crate) mod mos;
 pub(crate) mod measures;
 #[cfg(feature = "torch")]
-pub(crate) mod pet;
+pub(crate) mod mos;
 pub(crate) mod options;
+#[cfg(feature = "torch")]
+pub(crate) mod pet;
 pub(crate) mod sequence;
 pub(crate) mod tasks;
 #[cfg(feature = "torch")]
 pub(crate) mod view;
 
+#[cfg(feature = "torch")]
+pub use align::Moments;
 pub use measures::{Measures, measures};
 pub use options::{Ensemble, MergeSchedule, Spread};
 pub use sequence::Sequence;
-#[cfg(feature = "torch")]
-pub use align::Moments;
 #[cfg(feature = "torch")]
 pub use sequence::Survey;
 

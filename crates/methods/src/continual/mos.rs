@@ -100,10 +100,8 @@ mod tests {
     /// Tasks of two classes each; under adapter t the prediction is `predicts[t]`.
     fn walk(predicts: &[i64], first: usize, most: usize) -> Vec<usize> {
         let classes = 2 * predicts.len() as i64;
-        let logits: Vec<_> = predicts
-            .iter()
-            .map(|class| Tensor::from_slice(&[*class]).one_hot(classes).to_kind(Kind::Float))
-            .collect();
+        let logits: Vec<_> =
+            predicts.iter().map(|class| Tensor::from_slice(&[*class]).one_hot(classes).to_kind(Kind::Float)).collect();
         let task_of: Vec<_> = (0..classes as usize).map(|class| class / 2).collect();
         retrieve(&logits, &[first], &task_of, most).visited.remove(0)
     }

@@ -102,11 +102,7 @@ pub(crate) trait Recipe: AroundOptions + Clone + PartialEq + Serialize {
 
     /// Scores `[n, classes]` of rows: `run` gives what the model gives in a pass.
     #[cfg(feature = "torch")]
-    fn scores(
-        &self,
-        view: &super::view::View<'_>,
-        run: &dyn Fn(u32) -> Result<tch::Tensor>,
-    ) -> Result<tch::Tensor>;
+    fn scores(&self, view: &super::view::View<'_>, run: &dyn Fn(u32) -> Result<tch::Tensor>) -> Result<tch::Tensor>;
 }
 
 /// Moments of features, by pass and class.

@@ -162,7 +162,9 @@ fn survey(machine: &Machine<'_>, task: &Task, course: &Course, number: usize, pa
     let sums: Vec<_> = own.iter().map(|(lane, seen)| (*lane, summed(seen, width, group))).collect();
     let all = strict_sum(group, &sums, course.lanes as usize, &shape, Kind::Double)?;
     let mut found = Survey::new();
-    for (row, (pass, class)) in passes.iter().flat_map(|pass| classes.iter().map(move |class| (pass, class))).enumerate() {
+    for (row, (pass, class)) in
+        passes.iter().flat_map(|pass| classes.iter().map(move |class| (pass, class))).enumerate()
+    {
         let cells = all.get(row as i64);
         let moments = Moments {
             count: cells.double_value(&[0]),

@@ -6,8 +6,8 @@
 
 mod batch;
 mod blockwise;
-mod documents;
 mod course;
+mod documents;
 mod front;
 mod objective;
 mod packed;
@@ -29,8 +29,8 @@ use pleach_nn::Backbone;
 use pleach_store::{Gate, SnapshotFile};
 
 pub use batch::StepBatch;
-pub use course::{Course, CourseRows, Labelled};
 pub(crate) use batch::{Ground, MicroBatch, lay_out};
+pub use course::{Course, CourseRows, Labelled};
 pub(crate) use front::with_virtual;
 pub use objective::Objective;
 pub(crate) use objective::wrong_head;

@@ -11,8 +11,8 @@ use sha2::{Digest as _, Sha256};
 use tch::Tensor;
 
 use super::batch::Ground;
-use super::documents::Cut;
 use super::course::Course;
+use super::documents::Cut;
 use super::objective::Objective;
 use super::state::{StateHeader, TaskState};
 use crate::flat::FlatLayout;

@@ -57,7 +57,7 @@ impl Rows {
 pub(crate) fn class(example: &Example) -> u32 {
     match &example.content {
         Content::Classification { label, .. } => *label,
-        Content::Lm(_) | Content::Pair { .. } => u32::MAX,
+        Content::Lm(_) | Content::Pair { .. } | Content::Marked(..) => u32::MAX,
     }
 }
 

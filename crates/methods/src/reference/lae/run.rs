@@ -77,7 +77,9 @@ impl Optimizer {
             "adamw" => OptimizerName::AdamW,
             "adam" if weight_decay == 0.0 => OptimizerName::AdamW,
             "sgd" => OptimizerName::Sgd,
-            other => return Err(wrong(format!("config.optimizer: {other} with weight decay {weight_decay} is not built"))),
+            other => {
+                return Err(wrong(format!("config.optimizer: {other} with weight decay {weight_decay} is not built")));
+            }
         };
         Ok(OptimizerSpec { name, lr, betas, eps, weight_decay, momentum })
     }
@@ -130,8 +132,7 @@ pub(super) fn repeat(recording: &Recording, train: &dyn Train, compared: &mut Co
     if let Some(block) = config.adapt_blocks.iter().find(|block| **block >= vit.depth()) {
         return Err(wrong(format!("config.adapt_blocks: there is no block {block}")));
     }
-    let mut run =
-        Run { recording, config: &config, vit, online, offline: Vec::new(), classifiers: Vec::new() };
+    let mut run = Run { recording, config: &config, vit, online, offline: Vec::new(), classifiers: Vec::new() };
     for task in 0..config.tasks.len() {
         run.begin(task)?;
         let losses = run.train(task, &spec, train)?;
@@ -219,7 +220,9 @@ impl Run<'_> {
     fn compare(&self, task: usize, compared: &mut Compared) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let name = |what: &str| format!("task{task}.{what}");
-        for (which, pets) in std::iter::once(("online", &self.online)).chain(self.offline.last().map(|p| ("offline", p))) {
+        for (which, pets) in
+            std::iter::once(("online", &self.online)).chain(self.offline.last().map(|p| ("offline", p)))
+        {
             for (index, pet) in pets.pets.iter().enumerate() {
                 for (part, leaf) in &pet.leaves {
                     compared.if_recorded(&name(&format!("{which}.{index}.{part}")), || Ok(leaf.detach()))?;

@@ -35,7 +35,8 @@ impl Adapter {
     pub(super) fn merge(&self, older: &[Self], alpha: f64) {
         let _no_grad = tch::no_grad_guard();
         for (index, tensor) in self.tensors().enumerate() {
-            let olds: Vec<_> = older.iter().filter_map(|old| old.tensors().nth(index)).map(Tensor::shallow_clone).collect();
+            let olds: Vec<_> =
+                older.iter().filter_map(|old| old.tensors().nth(index)).map(Tensor::shallow_clone).collect();
             if let Some(mean) = mean_of(&olds) {
                 tensor.shallow_clone().copy_(&merged(tensor, &mean, alpha));
             }

@@ -29,12 +29,7 @@ struct Run<'a> {
     prototypes: Vec<Tensor>,
 }
 
-pub(super) fn repeat(
-    recording: &Recording,
-    config: &Config,
-    train: &dyn Train,
-    compared: &mut Compared,
-) -> Result<()> {
+pub(super) fn repeat(recording: &Recording, config: &Config, train: &dyn Train, compared: &mut Compared) -> Result<()> {
     let vit = Vit::read(recording)?;
     let read = |block: usize, name: &str| double_leaf(recording, &format!("param.cur_adapter.{block}.{name}"));
     let current = Adapter::read(vit.depth(), &read)?;
@@ -46,7 +41,8 @@ pub(super) fn repeat(
     let sizes = config.sizes(head[0].size()[0])?;
     let (stored, history, means, roots, prototypes) = Default::default();
     let merged = false;
-    let mut run = Run { recording, config, sizes, vit, current, stored, history, merged, head, means, roots, prototypes };
+    let mut run =
+        Run { recording, config, sizes, vit, current, stored, history, merged, head, means, roots, prototypes };
     for task in 0..run.sizes.len() {
         run.train(task, train, compared)?;
         run.stored.push(run.current.copy());
