@@ -14,6 +14,7 @@ mod mosa;
 mod parity;
 mod processes;
 mod remote;
+mod sequences;
 mod snnk;
 mod sparse;
 mod strategies;
