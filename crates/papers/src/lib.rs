@@ -29,7 +29,9 @@ pages! {
     p21_binary,
     p42_pill,
     p47_hydra,
+    p48_mos,
     p59_mhr,
+    p61_lae,
 }
 
 #[cfg(test)]

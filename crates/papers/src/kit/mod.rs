@@ -2,17 +2,20 @@
 //! engine ([`fit`]) and scores ([`accuracy`], [`loss`]).
 
 mod adapt;
+mod course;
 mod data;
 pub mod digits;
 mod draws;
 mod mlp;
 mod score;
+pub mod sequences;
 mod standin;
 mod tasks;
 mod tiny;
 mod train;
 
 pub use adapt::{adapter, adapter_of, around, options};
+pub use course::{Part, learn};
 pub use data::Data;
 pub use draws::{normal, order, uniform};
 pub use mlp::{Act, Mlp, Shape};
