@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use pleach_base::{Result, TaskName, code};
-use pleach_methods::{Adapter, Keep, Owner, PlannedTensor, StepInfo};
+use pleach_methods::{Adapter, Owner, PlannedTensor, StepInfo};
 use pleach_nn::Backbone;
 use pleach_spec::job::{Determinism, NonFinite, OptimizerSpec, ScheduleSpec};
 use serde_json::Value;
