@@ -8,9 +8,9 @@ use tch::{Kind, Tensor};
 
 use super::options::Ensemble;
 
-/// One step of an offline tensor, in place, towards the online one.
+/// One step of an offline tensor, in place, towards the online one: written so that equal tensors stay equal to the bit.
 pub(crate) fn accumulate(offline: &Tensor, online: &Tensor, decay: f64) {
-    let next = offline * decay + online.detach() * (1.0 - decay);
+    let next = offline + (online.detach() - offline) * (1.0 - decay);
     tch::no_grad(|| offline.shallow_clone().copy_(&next));
 }
 
