@@ -153,7 +153,7 @@ impl Plan {
         let after = self.parts.partition_point(|part| part.before.steps <= step);
         // Parts without steps begin where the next one does: the last of those that begin here has some.
         &self.parts[after.max(1) - 1]
-        }
+    }
 
     /// The plan of a job's training section over `rows` usable rows, with `lanes` as resolved at submit.
     ///

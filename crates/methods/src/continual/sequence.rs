@@ -41,6 +41,7 @@ pub(crate) trait Recipe: AroundOptions + Clone + PartialEq + Serialize {
     }
 
     /// Whether classes of older tasks do not compete in training.
+    #[cfg(feature = "torch")]
     fn local_loss(&self) -> bool;
 
     /// How the head's rows begin, for features of this width.
@@ -237,6 +238,7 @@ fn without_head(mut own: Plan, head: SiteId) -> Plan {
 }
 
 /// The module's own tensors that are trained: modules that are trained whole are not copied.
+#[cfg(feature = "torch")]
 pub(crate) fn module(own: &Plan) -> impl Iterator<Item = &PlannedTensor> {
     own.trained().filter(|tensor| !own.saved.contains(&tensor.site))
 }

@@ -55,7 +55,7 @@ pub(crate) fn check(tasks: &[Split]) -> Result<()> {
 /// `METHOD_CONFIG` for classes that the model does not have.
 pub(crate) fn of(tasks: Option<&[Split]>, first: u32, more: u32, total: u32) -> Result<Vec<Vec<u32>>> {
     let Some(tasks) = tasks else {
-        if first == 0 || more == 0 || first > total || (total - first) % more != 0 {
+        if first == 0 || more == 0 || first > total || !(total - first).is_multiple_of(more) {
             let why = format!("{first} and then {more} at a time do not make the model's {total} classes");
             return Err(refuse("tasks", &why));
         }

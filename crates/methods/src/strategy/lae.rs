@@ -131,6 +131,7 @@ impl Recipe for Config {
         (0..self.num_emas as usize).map(copy).collect()
     }
 
+    #[cfg(feature = "torch")]
     fn local_loss(&self) -> bool {
         self.local_loss
     }

@@ -89,6 +89,7 @@ impl Recipe for Config {
         self.num_epochs
     }
 
+    #[cfg(feature = "torch")]
     fn local_loss(&self) -> bool {
         self.local_loss
     }

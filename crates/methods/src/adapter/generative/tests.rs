@@ -23,6 +23,7 @@ fn the_counts_of_the_paper() {
     assert_eq!(plan.sites.len(), 64, "a target and the place before its block in each");
     // A generated adapter: 32 pairs of rank 128.
     assert_eq!(32 * 128 * (4096 + 4096), 33_554_432);
+    #[cfg(feature = "torch")]
     assert!((Config::default().scale() - 0.0625).abs() < 1e-12);
 }
 

@@ -11,8 +11,8 @@ use crate::adapter::lae_pet::{Kind as PetKind, Kwargs, Mode};
 use crate::continual::pet::{Bottleneck, Low};
 use crate::reference::Compared;
 use crate::reference::recording::{Recording, wrong};
-use crate::reference::training::gradient;
 use crate::reference::timm::{Around, Bare, Block, Extra, double, double_leaf};
+use crate::reference::training::gradient;
 
 /// Where an adapter stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]

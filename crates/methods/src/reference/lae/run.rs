@@ -11,8 +11,8 @@ use crate::adapter::lae_pet::{Kind as PetKind, Kwargs};
 use crate::continual::lae::{accumulate_chain, scores};
 use crate::continual::{Ensemble, only};
 use crate::reference::recording::{Recording, wrong};
-use crate::reference::training::Leaves;
 use crate::reference::timm::{Around, Extra, Vit, double, double_leaf};
+use crate::reference::training::Leaves;
 use crate::reference::{Compared, Train};
 
 #[derive(Debug, Deserialize)]

@@ -9,8 +9,8 @@ use crate::continual::align::{Head, Moments, cosine_factor, root, sample};
 use crate::continual::mos::{classes_of, contrast, cosine, retrieve, scores};
 use crate::continual::{MergeSchedule, only};
 use crate::reference::recording::{Recording, wrong};
-use crate::reference::training::Leaves;
 use crate::reference::timm::{Vit, double, double_leaf};
+use crate::reference::training::Leaves;
 use crate::reference::{Compared, Train};
 
 struct Run<'a> {

@@ -146,6 +146,7 @@ fn stored(task: usize) -> String {
 
 impl Config {
     /// Whether an adapter is merged after a step.
+    #[cfg(any(test, feature = "torch"))]
     fn merges(&self, step: StepInfo) -> bool {
         let epochs = u64::from(self.tuned_epoch.max(1));
         let due = match self.merge_schedule {
@@ -172,6 +173,7 @@ impl Recipe for Config {
         (0..tasks).map(stored).collect()
     }
 
+    #[cfg(feature = "torch")]
     fn local_loss(&self) -> bool {
         true
     }
