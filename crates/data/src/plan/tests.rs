@@ -131,7 +131,8 @@ fn parts_follow_one_another_each_over_its_own_rows() {
         let mut seen: Vec<u64> =
             steps.flat_map(|step| [0, 1].map(|lane| order.lane_rows(step, lane).rows)).flatten().collect();
         let mut all = of.to_vec();
-        (seen.sort_unstable(), all.sort_unstable());
+        seen.sort_unstable();
+        all.sort_unstable();
         assert_eq!(seen, all, "every row of the part is in one step of an epoch");
     }
     let again: Vec<_> = Cursor { step: 6 }.work(order.clone(), 0..2).map(|work| work.at.step).collect();

@@ -117,8 +117,8 @@ impl Block {
     fn attend(&self, u: &Tensor, extra: &Extra<'_>) -> Tensor {
         let [q, mut k, mut v] = [0, 1, 2].map(|index: usize| self.maps[index].linear(u));
         if let Some([on_keys, on_values]) = extra.low {
-            k = k + on_keys.run(u);
-            v = v + on_values.run(u);
+            k = k.g_add(&on_keys.run(u));
+            v = v.g_add(&on_values.run(u));
         }
         let (q, own) = (self.split(&q), self.split(&v));
         let batch = u.size()[0];
