@@ -61,8 +61,8 @@ static CARD: Card = Card {
     mergeable: false,
     identity_at_init: false,
     sample_job: concat!(
-        "apiVersion: pleach.dev/v1\nkind: Job\nmetadata: {name: sample}\nspec:\n  backbone: {path: ./model}\n",
-        "  data: {source: ./train.jsonl, task: causal_lm}\n",
+        "apiVersion: pleach.dev/v1\nkind: Job\nmetadata: {name: sample}\nspec:\n  backbone: {path: ./model, num_labels: 2}\n",
+        "  data: {source: ./train.jsonl, task: sequence_classification}\n",
         "  train: {global_batch: 16, max_steps: 100, optimizer: {lr: 2e-4}}\n",
         "  compress: {method: snnk_uptrain, layers: 1, num_rfs: 16}\n",
         "  tasks:\n    - {name: answers, adapter: {method: lora, r: 8}}\n  checkpoint: {store: ./checkpoints}\n"

@@ -13,7 +13,7 @@
 //! Gao et al., *A Unified Continual Learning Framework with General Parameter-Efficient Tuning*, ICCV 2023.
 
 use pleach_base::{Result, code};
-use pleach_nn::Init;
+use pleach_nn::{Init, Role};
 
 use super::sequential::{EXAMPLE, sample_job};
 use crate::adapter::common::{options, positive, positive_number, refuse};
@@ -61,6 +61,7 @@ impl AroundOptions for Config {
         paper: "Gao et al., A Unified Continual Learning Framework with General Parameter-Efficient Tuning, ICCV 2023 \
                 (arXiv:2303.10070)",
         sync: &[Sync::MeanGrads, Sync::EmaAfterStep],
+        roles: &[Role::Linear, Role::SublayerOut, Role::AttnKv, Role::Head],
         mergeable: false,
         identity_at_init: false,
         sample_job: sample_job!("lae", ", num_freeze_epochs: 3"),

@@ -2,11 +2,11 @@
 //! word in the registry below.
 
 crate::around::registry! {
+    lae,
     mixda,
+    mos,
     mosa,
+    sequential,
     snnk_closed_form,
     vl_multitask,
-    lae,
-    mos,
-    sequential,
 }

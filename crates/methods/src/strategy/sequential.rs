@@ -2,7 +2,7 @@
 //! nothing done against forgetting. What the other strategies of continual learning are measured against.
 
 use pleach_base::{Result, code};
-use pleach_nn::Init;
+use pleach_nn::{Init, Role};
 
 use crate::adapter::common::{options, positive};
 use crate::adapter::{AdapterConfig, StepInfo};
@@ -52,6 +52,7 @@ impl AroundOptions for Config {
         summary: "Trains one adapter on a sequence of tasks, each with classes of its own.",
         formula: "Task `k` trains module and head on its own rows; scores are those of all classes seen so far.",
         paper: "none: the usual baseline of class-incremental learning",
+        roles: &[Role::Linear, Role::SublayerOut, Role::AttnKv, Role::Head],
         mergeable: false,
         identity_at_init: false,
         sample_job: sample_job!("sequential", ""),

@@ -18,7 +18,7 @@
 mod run;
 
 use pleach_base::{Result, code};
-use pleach_nn::{Init, Site};
+use pleach_nn::{Init, Role, Site};
 
 use super::sequential::sample_job;
 use crate::adapter::common::{options, positive, positive_number, refuse, usual_init};
@@ -79,6 +79,7 @@ impl AroundOptions for Config {
         paper: "Sun et al., MOS: Model Surgery for Pre-Trained Model-Based Class-Incremental Learning, AAAI 2025 \
                 (arXiv:2412.09441)",
         sync: &[Sync::MeanGrads, Sync::EmaAfterStep, Sync::SyncStats, Sync::SharedSeed],
+        roles: &[Role::Linear, Role::SublayerOut, Role::AttnKv, Role::Head],
         mergeable: false,
         identity_at_init: false,
         sample_job: sample_job!("mos", ", tuned_epoch: 5"),
