@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use pleach_base::{Result, Tenant, code};
-use pleach_methods::{JobPlan, head_options, parse_adapter, plan_job};
+use pleach_methods::{JobPlan, check_adapter, head_options, plan_job, remote_experts};
 use pleach_proto::v1;
 use pleach_sched::{JobKey, Needs};
 use pleach_spec::Job;
@@ -77,9 +77,9 @@ fn plan(job: &Job, local: bool) -> Result<Option<JobPlan>> {
     let path = &job.spec.backbone.path;
     let remote = path.contains("://") && !path.starts_with("file://");
     let folder = Path::new(path.strip_prefix("file://").unwrap_or(path));
-    if remote || !(local || folder.exists()) {
+    if remote || !(local || folder.exists()) || remote_experts(job) {
         for index in 0..job.spec.tasks.len() {
-            parse_adapter(job, index)?;
+            check_adapter(job, index)?;
         }
         return Ok(None);
     }

@@ -71,7 +71,7 @@ pub(crate) fn method_of(map: &Map<String, Value>) -> Result<&'static dyn Method>
         // What stands around an adapter is told from one by what it holds.
         let wrapped = map.get(INNER).is_some_and(Value::is_object);
         let around = methods().find(|method| method.card().kind != MethodKind::Adapter && method.card().name == name);
-        if let Some(method) = around.filter(|_| wrapped) {
+        if let Some(method) = around.filter(|method| wrapped || method.card().kind == MethodKind::Router) {
             return Ok(method);
         }
         return find(MethodKind::Adapter, name).map_err(|error| error.at("adapter_config.json"));

@@ -15,6 +15,7 @@ use crate::memory::{self, Memory};
 use crate::options::under;
 use crate::plan::Plan;
 use crate::registry::find;
+use crate::router::{Expert, RouterConfig, is_remote};
 
 /// The head that a job needs: what its data is for, and what `spec.backbone` says of classes and pooling.
 ///
@@ -62,14 +63,22 @@ pub fn precision(job: &Job) -> Precision {
     }
 }
 
-/// Types the `adapter` section of a task, and what the job puts around it: its compression, and around that its strategy.
+/// Types the `adapter` section of a task, and what the job puts around it: its router or its compression, and around that
+/// its strategy. The section of a task in which a router learns names the router.
 ///
 /// # Errors
-/// `METHOD_UNKNOWN`, `UNKNOWN_KEY` or `METHOD_CONFIG`, with the place in the job file.
+/// `METHOD_UNKNOWN`, `UNKNOWN_KEY` or `METHOD_CONFIG`, with the place in the job file; `ADAPTER_FORMAT` for an expert whose
+/// folder cannot be read.
 pub fn parse_adapter(job: &Job, index: usize) -> Result<Box<dyn AdapterConfig>> {
-    let (at, section) = (section(index), &job.spec.tasks[index].adapter);
-    let method = find(MethodKind::Adapter, &section.method).map_err(|error| error.at(format!("{at}.method")))?;
-    let mut config = method.parse(&section.options, &at)?;
+    let mut config = match mixture(job, index)? {
+        Some(mixture) => mixture,
+        None => {
+            let (at, section) = (section(index), &job.spec.tasks[index].adapter);
+            let method =
+                find(MethodKind::Adapter, &section.method).map_err(|error| error.at(format!("{at}.method")))?;
+            method.parse(&section.options, &at)?
+        }
+    };
     let around = [(MethodKind::Compress, &job.spec.compress), (MethodKind::Strategy, &job.spec.strategy)];
     for (kind, section) in around.into_iter().filter_map(|(kind, section)| Some((kind, section.as_ref()?))) {
         let at = format!("spec.{kind}");
@@ -79,6 +88,104 @@ pub fn parse_adapter(job: &Job, index: usize) -> Result<Box<dyn AdapterConfig>> 
         }
     }
     Ok(config)
+}
+
+/// Types what can be typed of a task without the folders and addresses that it names.
+///
+/// # Errors
+/// As [`parse_adapter`], but for what is wrong with an expert.
+pub fn check_adapter(job: &Job, index: usize) -> Result<()> {
+    match routed(job, index)? {
+        Some(Routed { router, .. }) if router.asked().experts.is_some() => Ok(()),
+        _ => parse_adapter(job, index).map(drop),
+    }
+}
+
+/// What the routers of a job name as experts beside its tasks: folders and addresses.
+#[must_use]
+pub fn expert_addresses(job: &Job) -> Vec<String> {
+    let tasks = &job.spec.tasks;
+    let listed = (0..tasks.len()).filter_map(|index| routed(job, index).ok().flatten());
+    let names = listed.flat_map(|Routed { router, .. }| router.asked().experts.clone().unwrap_or_default());
+    names.filter(|name| tasks.iter().all(|task| task.name != *name)).collect()
+}
+
+/// Whether some expert of the job lies in a store, from where workers fetch it.
+#[must_use]
+pub fn remote_experts(job: &Job) -> bool {
+    expert_addresses(job).iter().any(|address| is_remote(address))
+}
+
+/// The tasks of the job that are experts of the task with this number: it begins when they are done.
+#[must_use]
+pub fn expert_tasks(job: &Job, index: usize) -> Vec<usize> {
+    let Ok(Some(Routed { router, .. })) = routed(job, index) else { return Vec::new() };
+    let names = router.asked().experts.clone().unwrap_or_default();
+    (0..index).filter(|other| names.contains(&job.spec.tasks[*other].name)).collect()
+}
+
+/// The router of a task.
+struct Routed {
+    router: Box<dyn RouterConfig>,
+    /// The section that it is written in.
+    at: String,
+}
+
+fn routed(job: &Job, index: usize) -> Result<Option<Routed>> {
+    let own = &job.spec.tasks[index].adapter;
+    // A router over experts has a task of its own, whose section names it.
+    let (at, section) = match (find(MethodKind::Router, &own.method), &job.spec.router) {
+        (Ok(_), _) => (section(index), own),
+        (Err(_), Some(around)) => ("spec.router".to_owned(), around),
+        (Err(_), None) => return Ok(None),
+    };
+    let method = find(MethodKind::Router, &section.method).map_err(|error| error.at(format!("{at}.method")))?;
+    let Some(router) = method.router(&section.options, &at)? else { return Ok(None) };
+    let list = router.asked().experts.is_some();
+    if !list && std::ptr::eq(section, own) {
+        return Err(code::METHOD_CONFIG
+            .error(format!("{at}.experts: are missing"))
+            .hint("name experts here, or put the router into `spec.router` to have copies of each task's adapter"));
+    }
+    // It gets a task when the job is resolved.
+    if list && !std::ptr::eq(section, own) {
+        return Ok(None);
+    }
+    if job.spec.compress.is_some() {
+        return Err(code::METHOD_CONFIG.error("spec.compress: a mixture cannot be compressed while it is trained"));
+    }
+    if let Some(strategy) = &job.spec.strategy {
+        let why = format!("spec.strategy: {} does not know a router", strategy.method);
+        return Err(code::METHOD_CONFIG.error(why).hint("leave one of the two out"));
+    }
+    Ok(Some(Routed { router, at }))
+}
+
+/// The mixture that a task trains, when there is a router.
+fn mixture(job: &Job, index: usize) -> Result<Option<Box<dyn AdapterConfig>>> {
+    let Some(Routed { router, at }) = routed(job, index)? else { return Ok(None) };
+    let asked = router.asked();
+    let experts = match &asked.experts {
+        None => {
+            let Section { method, options } = &job.spec.tasks[index].adapter;
+            // Its own errors are about its own section.
+            find(MethodKind::Adapter, method)
+                .map_err(|error| error.at(format!("{}.method", section(index))))?
+                .parse(options, &section(index))?;
+            Expert::copies(method, options, asked.copies())
+        }
+        Some(names) => {
+            let expert = |(number, name): (usize, &String)| {
+                let expert = match job.spec.tasks.iter().take(index).find(|task| task.name == *name) {
+                    Some(task) => Ok(Expert::of_task(&task.name, &task.adapter.method, &task.adapter.options)),
+                    None => Expert::of_address(number, name),
+                };
+                expert.map_err(|error| error.at(format!("{at}.experts[{number}]")))
+            };
+            names.iter().enumerate().map(expert).collect::<Result<_>>()?
+        }
+    };
+    router.combine(experts).map(Some).map_err(|error| under(&error, &at))
 }
 
 fn section(index: usize) -> String {

@@ -24,14 +24,20 @@ mod plan;
 #[cfg(feature = "torch")]
 pub mod reference;
 mod registry;
+pub mod router;
 pub mod strategy;
 
-pub use adapter::{AdapterConfig, Export, HasCard, Modalities, Options, Owner, Passes, Segments, StepInfo, Virtual};
+pub use adapter::{
+    AdapterConfig, Export, HasCard, Modalities, Options, Owner, Passes, Routing, Segments, StepInfo, Virtual,
+};
 pub use around::{Around, AroundOptions};
 pub use card::{Card, Invalid, MethodKind, Status, Sync};
 pub use explain::{Field, explain, fields};
 pub use import::{Imported, first_name, fuzz_adapter_config, import};
-pub use job::{JobPlan, SiteRow, TaskPlan, head_options, parse_adapter, plan_job, precision};
+pub use job::{
+    JobPlan, SiteRow, TaskPlan, check_adapter, expert_addresses, expert_tasks, head_options, parse_adapter, plan_job,
+    precision, remote_experts,
+};
 pub use memory::Memory;
 pub use options::Later;
 pub use pairs::{Pair, pairs};
@@ -39,4 +45,4 @@ pub use plan::{Keep, Plan, PlannedTensor};
 pub use registry::{Method, find, kinds, methods, schemas};
 
 #[cfg(feature = "torch")]
-pub use adapter::{Adapter, Context, Feeding, Hooks, Parts, Room, SiteMethod, Written, symmetric_kl};
+pub use adapter::{Adapter, Board, Context, Feeding, Hooks, Parts, Room, SiteMethod, Written, symmetric_kl};

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use crate::adapter::{self, AdapterConfig};
 use crate::around::Around;
 use crate::card::{Card, MethodKind};
+use crate::router::{self, RouterConfig};
 use crate::{compress, strategy};
 
 /// A method: its card, its options, and the way from options to a configuration.
@@ -41,6 +42,14 @@ pub trait Method: std::marker::Sync {
         None
     }
 
+    /// The same of a router; `None` for all others.
+    ///
+    /// # Errors
+    /// As [`Method::parse`].
+    fn router(&self, _options: &Map<String, Value>, _at: &str) -> Result<Option<Box<dyn RouterConfig>>> {
+        Ok(None)
+    }
+
     /// Types an `adapter_config.json`: the same options, beside fields that say nothing about the method.
     ///
     /// # Errors
@@ -59,6 +68,7 @@ pub trait Method: std::marker::Sync {
 pub fn kinds() -> &'static [(MethodKind, &'static [&'static dyn Method])] {
     static KINDS: &[(MethodKind, &[&dyn Method])] = &[
         (MethodKind::Adapter, adapter::METHODS),
+        (MethodKind::Router, router::METHODS),
         (MethodKind::Strategy, strategy::METHODS),
         (MethodKind::Compress, compress::METHODS),
     ];

@@ -29,6 +29,6 @@ pub use target::{Indices, Modules, Patterns, Target};
 #[cfg(feature = "torch")]
 pub use run::{
     Backbone, BaseOp, Form, Forward, Group, HookSet, Inputs, Layout, NoHooks, Op, OpWeights, OutTensor, Output, Pair,
-    ParamTree, Replaced, Segment, SiteCx, SiteHook, State, TensorBytes, Weights, draw, kind_of, tensor_from_entry,
-    to_le_bytes, write_tensors,
+    ParamTree, Peers, Replaced, SCORING_PASS, ScoredPass, Scoring, Segment, SiteCx, SiteHook, State, TensorBytes,
+    Weights, draw, kind_of, tensor_from_entry, to_le_bytes, write_tensors,
 };

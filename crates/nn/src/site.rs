@@ -38,6 +38,9 @@ pub enum Role {
     /// Behind attention or the feed-forward part: `[output, residual]` to `[hidden]`. The operation is the residual
     /// sum, followed by the normalisation in blocks that normalise after it.
     SublayerOut,
+    /// The feed-forward part as a whole, within which its own sites lie: `[x]` to `[y]`. A hook can run it on other rows,
+    /// with other hooks inside ([`crate::BaseOp::run_inside`]).
+    FeedForward,
     /// Before a block: `[hidden]` to `[hidden]`.
     BlockIn,
     /// After a block: `[hidden]` to `[hidden]`.
@@ -230,6 +233,7 @@ impl fmt::Display for Role {
             Self::AttnKv => "attn_kv",
             Self::AttnScores => "attn_scores",
             Self::SublayerOut => "sublayer_out",
+            Self::FeedForward => "feed_forward",
             Self::BlockIn => "block_in",
             Self::BlockOut => "block_out",
         })

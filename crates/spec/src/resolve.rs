@@ -2,11 +2,11 @@
 
 use serde_json::Value;
 
-use crate::job::{DataTask, Job};
+use crate::job::{DataTask, Job, Section, TaskSpec};
 
 impl Job {
-    /// The job with its dependent defaults made explicit: `train.lanes` and `eval.metrics`. Resolving twice changes
-    /// nothing, and the result of a valid job is valid.
+    /// The job with its dependent defaults made explicit: `train.lanes`, `eval.metrics`, and the task in which a router over
+    /// a list of experts learns. Resolving twice changes nothing, and the result of a valid job is valid.
     #[must_use]
     pub fn resolve(mut self) -> Self {
         let spec = &mut self.spec;
@@ -22,6 +22,11 @@ impl Job {
             };
             eval.metrics = names.iter().map(|name| (*name).to_owned()).collect();
         }
+        if let Some(mut router) = spec.router.take_if(|router| router.lists_experts()) {
+            let name = router.options.remove(NAME);
+            let name = name.as_ref().and_then(Value::as_str).unwrap_or(ROUTER).to_owned();
+            spec.tasks.push(TaskSpec { name, adapter: router, data: None, optimizer: None, init_from: None });
+        }
         self
     }
 
@@ -33,6 +38,24 @@ impl Job {
         let mut value = serde_json::to_value(self).unwrap_or_default();
         value.sort_all_objects();
         Value::to_string(&value)
+    }
+}
+
+/// The option that names the task of a router.
+const NAME: &str = "name";
+/// Its name otherwise.
+const ROUTER: &str = "router";
+
+impl Section {
+    /// Whether it is a router over a list of experts, which learns in a task of its own.
+    #[must_use]
+    pub fn lists_experts(&self) -> bool {
+        self.options.get("experts").is_some_and(Value::is_array)
+    }
+
+    /// The name of that task.
+    pub(crate) fn router_task(&self) -> Option<&str> {
+        self.lists_experts().then(|| self.options.get(NAME).and_then(Value::as_str).unwrap_or(ROUTER))
     }
 }
 

@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use pleach_base::{Error, Result, code, suggest};
 
 use crate::job::{
-    CheckpointSpec, DataSpec, DataTask, EvalSpec, Job, OptimizerSpec, Section, TaskSpec, TrainSpec, WorkersSpec,
+    CheckpointSpec, DataSpec, DataTask, EvalSpec, Job, JobSpec, OptimizerSpec, Section, TaskSpec, TrainSpec,
+    WorkersSpec,
 };
 
 impl Job {
@@ -27,7 +28,12 @@ impl Job {
         if let Some(data_spec) = &spec.data {
             data("spec.data", data_spec)?;
         }
+        let router = spec.router.as_ref().and_then(Section::router_task);
+        ensure(router.is_some() || !spec.tasks.is_empty(), "spec.tasks", "at least one task is needed")?;
         tasks(&spec.tasks, spec.data.is_some())?;
+        if let Some(router) = router {
+            router_task(router, spec)?;
+        }
         if let Some(eval_spec) = &spec.eval {
             eval(eval_spec)?;
         }
@@ -137,7 +143,6 @@ fn data(at: &str, spec: &DataSpec) -> Result<()> {
 }
 
 fn tasks(tasks: &[TaskSpec], shared_data: bool) -> Result<()> {
-    ensure(!tasks.is_empty(), "spec.tasks", "at least one task is needed")?;
     let mut seen = BTreeSet::new();
     for (index, task) in tasks.iter().enumerate() {
         let at = format!("spec.tasks[{index}]");
@@ -157,6 +162,14 @@ fn tasks(tasks: &[TaskSpec], shared_data: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The task in which a router over a list of experts learns.
+fn router_task(task: &str, spec: &JobSpec) -> Result<()> {
+    name("spec.router.name", task)?;
+    let taken = spec.tasks.iter().any(|other| other.name == task);
+    ensure(!taken, "spec.router.name", format_args!("`{task}` is the name of a task"))?;
+    ensure(spec.data.is_some(), "spec.router", "a router over `experts` learns from `spec.data`, and there is none")
 }
 
 fn section(at: &str, section: &Section) -> Result<()> {

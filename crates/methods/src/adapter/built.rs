@@ -5,10 +5,14 @@ use std::sync::Arc;
 
 use pleach_base::rng::Key;
 use pleach_base::{Result, code};
-use pleach_nn::{Backbone, BackboneConfig, HookSet, Init, OpWeights, ParamTree, Site, SiteHook, SiteId, Sites, draw};
+use pleach_nn::{
+    Backbone, BackboneConfig, HookSet, Init, OpWeights, ParamTree, ScoredPass, Scoring, Site, SiteHook, SiteId, Sites,
+    draw,
+};
 use serde_json::{Map, Value};
 use tch::Tensor;
 
+use super::board::Board;
 use super::saved::Saved;
 use super::{AdapterConfig, Context, Export, StepInfo, Written};
 use crate::import::{check, frozen_copy};
@@ -43,6 +47,8 @@ pub struct Parts<'a> {
     pub sites: &'a Sites,
     /// The key of the task, the root of all draws.
     pub key: Key,
+    /// What its hooks tell.
+    pub board: &'a Arc<Board>,
     params: &'a ParamTree,
     kept: &'a BTreeMap<String, Tensor>,
 }
@@ -105,6 +111,7 @@ pub struct Adapter {
     params: ParamTree,
     /// The tensors that are not trained.
     kept: BTreeMap<String, Tensor>,
+    board: Arc<Board>,
     hooks: Hooks,
 }
 
@@ -155,14 +162,16 @@ impl Adapter {
         params: ParamTree,
         kept: BTreeMap<String, Tensor>,
     ) -> Result<Self> {
-        let mut hooks = config.hooks(&Parts { plan: &plan, sites: &sites, key, params: &params, kept: &kept })?;
+        let board = Arc::new(Board::default());
+        let parts = Parts { plan: &plan, sites: &sites, key, board: &board, params: &params, kept: &kept };
+        let mut hooks = config.hooks(&parts)?;
         for site in &plan.saved {
             let of =
                 |part| plan.part(*site, part).and_then(|tensor| params.get(&tensor.name)).map(Tensor::shallow_clone);
             let weight = of("weight").ok_or_else(|| code::INTERNAL.error("a saved module has no weight"))?;
             hooks.insert(*site, Box::new(Saved(OpWeights { weight, bias: of("bias") })));
         }
-        Ok(Self { config, plan, sites, key, params, kept, hooks })
+        Ok(Self { config, plan, sites, key, params, kept, board, hooks })
     }
 
     /// The same adapter over the same memory with gradients of its own: updates are seen by both. One for each lane.
@@ -202,8 +211,14 @@ impl Adapter {
     /// All its tensors.
     #[must_use]
     pub fn parts(&self) -> Parts<'_> {
-        let Self { plan, sites, key, params, kept, .. } = self;
-        Parts { plan, sites, key: *key, params, kept }
+        let Self { plan, sites, key, board, params, kept, .. } = self;
+        Parts { plan, sites, key: *key, board, params, kept }
+    }
+
+    /// What its hooks tell in the course of a pass.
+    #[must_use]
+    pub fn board(&self) -> &Board {
+        &self.board
     }
 
     /// Its term of the loss: see [`AdapterConfig::regulariser`].
@@ -313,6 +328,16 @@ impl Adapter {
 impl HookSet for Adapter {
     fn at(&self, site: SiteId) -> Option<&dyn SiteHook> {
         self.hooks.get(&site).map(|hook| hook.as_ref() as &dyn SiteHook)
+    }
+
+    fn scoring(&self) -> Option<&dyn Scoring> {
+        self.config.scores().then_some(self as &dyn Scoring)
+    }
+}
+
+impl Scoring for Adapter {
+    fn scored(&self, pass: &ScoredPass<'_>, hidden: &Tensor) {
+        self.config.score(&self.parts(), pass, hidden);
     }
 }
 

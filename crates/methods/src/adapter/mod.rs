@@ -2,6 +2,8 @@
 //! registry below.
 
 #[cfg(feature = "torch")]
+mod board;
+#[cfg(feature = "torch")]
 mod built;
 pub mod common;
 pub mod compose;
@@ -29,6 +31,8 @@ use schemars::{JsonSchema, Schema, schema_for};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+#[cfg(feature = "torch")]
+pub use board::{Board, Crossing};
 #[cfg(feature = "torch")]
 pub use built::{Adapter, Hooks, Parts, SiteMethod};
 #[cfg(feature = "torch")]
@@ -195,6 +199,15 @@ pub struct Export<'a> {
     pub base: &'a str,
 }
 
+/// What the sums of a step say of what an adapter chose.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Routing {
+    /// Names, such as `router/largest_share`, and values.
+    pub metrics: Vec<(String, f64)>,
+    /// What somebody should look at.
+    pub warnings: Vec<String>,
+}
+
 /// What has a card: every method's options.
 pub trait HasCard {
     /// What the method is.
@@ -326,6 +339,34 @@ pub trait AdapterConfig: HasCard + Debug + Send + std::marker::Sync {
         None
     }
 
+    /// Rows and width of the sums over the global batch that its hooks add to in training ([`Board::add`]); `None` when
+    /// they add to none.
+    fn sums(&self, _plan: &Plan) -> Option<[usize; 2]> {
+        None
+    }
+
+    /// Whether its loss has a term that depends on those sums: then all rows of the global batch go forward before any of
+    /// them goes backward.
+    fn couples(&self) -> bool {
+        false
+    }
+
+    /// Whether its hooks give rows to other ranks in training ([`pleach_nn::Peers`]): then ranks go through the model in
+    /// step, block by block.
+    fn exchanges(&self) -> bool {
+        false
+    }
+
+    /// What the sums of a step say, `[rows width]`.
+    fn routing(&self, _plan: &Plan, _sums: &[f64]) -> Option<Routing> {
+        None
+    }
+
+    /// Whether a pass without gradient goes before every pass, whose last hidden states [`AdapterConfig::score`] sees.
+    fn scores(&self) -> bool {
+        false
+    }
+
     /// The hooks over these tensors, which are the plan's.
     ///
     /// # Errors
@@ -353,6 +394,16 @@ pub trait AdapterConfig: HasCard + Debug + Send + std::marker::Sync {
     fn regulariser(&self, _parts: &Parts<'_>) -> Option<tch::Tensor> {
         None
     }
+
+    /// The term of the loss that depends on the sums over the global batch `[rows, width]`: a scalar, counted once a step.
+    #[cfg(feature = "torch")]
+    fn batch_loss(&self, _sums: &tch::Tensor) -> Option<tch::Tensor> {
+        None
+    }
+
+    /// What it makes of the last hidden states of a scoring pass, for the pass that follows.
+    #[cfg(feature = "torch")]
+    fn score(&self, _parts: &Parts<'_>, _pass: &pleach_nn::ScoredPass<'_>, _hidden: &tch::Tensor) {}
 
     /// What the method does to its tensors, in place, after the optimiser's update; gradients are still there and the
     /// same on all ranks.

@@ -84,6 +84,17 @@ impl Compared {
         Ok(())
     }
 
+    /// Compares `found` with `expected.NAME` where `mask`, which extends to both, is one.
+    ///
+    /// # Errors
+    /// As [`Compared::tensor`].
+    pub(super) fn masked(&mut self, name: &str, found: &Tensor, mask: &Tensor) -> Result<()> {
+        let expected = self.expected.get(name).ok_or_else(|| bad(format!("expected.{name} is missing")))?;
+        let masked = expected * mask.to_kind(expected.kind());
+        self.expected.insert(name.to_owned(), masked);
+        self.tensor(name, &(found * mask.to_kind(found.kind())))
+    }
+
     /// Compares `found` with `expected.NAME` where that was recorded.
     ///
     /// # Errors

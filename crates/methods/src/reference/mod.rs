@@ -25,6 +25,7 @@ mod mosa;
 mod p_adapter;
 mod pill;
 mod poly;
+mod router;
 mod snnk;
 mod sparse;
 mod vl_adapter;
@@ -38,7 +39,7 @@ pub use compare::Compared;
 pub use recording::Recording;
 pub use training::{Train, Update};
 
-use recording::wrong;
+use recording::{ROUTERS, wrong};
 
 /// One page's way to repeat its recordings.
 struct Page {
@@ -63,6 +64,7 @@ static PAGES: &[Page] = &[
     mos::PAGE,
     poly::PAGE,
     lae::PAGE,
+    router::PAGE,
 ];
 
 /// What came of one recording.

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pleach_base::{Error, Result, ResultExt as _, code};
 use pleach_nn::{TensorFile, tensor_from_entry};
@@ -11,6 +11,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tch::Tensor;
+
+/// The number that stands for routers, which have no page of their own.
+pub(super) const ROUTERS: u32 = 0;
 
 /// Key of the optimiser among the options.
 const OPTIMIZER: &str = "optimizer";
@@ -28,7 +31,9 @@ pub struct Recording {
     /// The page's options.
     pub(super) config: Map<String, Value>,
     pub(super) tolerance: Map<String, Value>,
-    shapes: Map<String, Value>,
+    /// Sizes, for pages that cannot tell them from the tensors.
+    pub(super) shapes: Map<String, Value>,
+    file: PathBuf,
     tensors: BTreeMap<String, Tensor>,
     /// Tensors that were asked for.
     used: RefCell<BTreeSet<String>>,
@@ -37,7 +42,7 @@ pub struct Recording {
 /// `case.json`. What it says for people (`source`, `notes`, ...) is not read.
 #[derive(Deserialize)]
 struct About {
-    page: u32,
+    page: PageName,
     method: String,
     case: String,
     kind: String,
@@ -46,6 +51,24 @@ struct About {
     #[serde(default)]
     shapes: Map<String, Value>,
     tolerance: Map<String, Value>,
+}
+
+/// What `page` says: a number, or the word for routers.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum PageName {
+    Number(u32),
+    Word(String),
+}
+
+impl PageName {
+    fn number(self) -> Result<u32> {
+        match self {
+            Self::Number(number) => Ok(number),
+            Self::Word(word) if word == "router" => Ok(ROUTERS),
+            Self::Word(word) => Err(wrong(format!("page: neither a number nor `router`, but `{word}`"))),
+        }
+    }
 }
 
 /// An error about `case.json`.
@@ -69,13 +92,15 @@ impl Recording {
     pub(super) fn open(folder: &Path) -> Result<Self> {
         let about: About = serde_json::from_value(Value::Object(about(folder)?))
             .map_err(|error| wrong("is not of the expected layout").caused_by(error))?;
-        let file = TensorFile::open(&folder.join("io.safetensors"))?;
+        let path = folder.join("io.safetensors");
+        let file = TensorFile::open(&path)?;
         let mut tensors = BTreeMap::new();
         for entry in file.names().filter_map(|name| file.get(name)) {
             tensors.insert(entry.name.to_owned(), tensor_from_entry(&entry)?);
         }
-        let About { page, method, case, kind, config, shapes, tolerance } = about;
-        Ok(Self { page, method, case, kind, config, tolerance, shapes, tensors, used: RefCell::default() })
+        let About { page, method, case, kind, config, tolerance, shapes } = about;
+        let (page, used) = (page.number()?, RefCell::default());
+        Ok(Self { page, method, case, kind, config, tolerance, shapes, file: path, tensors, used })
     }
 
     /// The options under these names, typed, and the rest but for the optimiser, which are those of the method.
@@ -122,6 +147,12 @@ impl Recording {
         let spec = serde_json::from_value(Value::Object(own))
             .map_err(|error| wrong("config.optimizer: cannot be used").caused_by(error))?;
         Ok((spec, more))
+    }
+
+    /// The file of its tensors.
+    #[must_use]
+    pub(super) fn file(&self) -> &Path {
+        &self.file
     }
 
     /// The tensor of this name.

@@ -19,6 +19,7 @@ mod mosa;
 mod p_adapter;
 mod parity;
 mod pill;
+mod routers;
 mod snnk;
 mod sparse;
 mod support;

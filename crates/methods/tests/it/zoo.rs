@@ -17,9 +17,9 @@ pub(crate) struct Pair<'a> {
     pub(crate) model: &'a Model,
 }
 
-/// The adapter methods of the registry.
+/// The adapter methods of the registry, and routers, which are adapters too once they have experts.
 pub(crate) fn adapters() -> impl Iterator<Item = &'static dyn Method> {
-    methods().filter(|method| method.card().kind == MethodKind::Adapter)
+    methods().filter(|method| matches!(method.card().kind, MethodKind::Adapter | MethodKind::Router))
 }
 
 /// The method with its example options.

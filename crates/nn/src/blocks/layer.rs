@@ -22,6 +22,8 @@ pub(crate) struct HalfSpec<T> {
     pub(crate) norm: NormSpec,
     /// A second normalisation, of the part's result.
     pub(crate) after: Option<NormSpec>,
+    /// The place that is the part as a whole, of feed-forward parts.
+    pub(crate) whole: Option<SiteId>,
     /// The place of the residual sum.
     pub(crate) out: SiteId,
 }
@@ -97,12 +99,14 @@ impl Frame<'_> {
         let Self { path, norm: shape, .. } = *self;
         let norm = |b: &mut Builder, name: &str| shape.at(b, format!("{path}.{name}"));
         let early = (self.order != Order::Post).then(|| norm(b, names.norm));
+        let whole = (part == Part::FeedForward)
+            .then(|| b.place(format!("{path}.{}@feed", names.module), Role::FeedForward, part, same(shape.width)));
         let inner = describe(b);
         let after = names.after.map(|name| norm(b, name));
         let place = format!("{path}.{}@sublayer", names.module);
         let out = b.place(place, Role::SublayerOut, part, same(shape.width));
         let norm = early.unwrap_or_else(|| norm(b, names.norm));
-        HalfSpec { part: inner, norm, after, out }
+        HalfSpec { part: inner, norm, after, whole, out }
     }
 }
 
@@ -195,7 +199,11 @@ mod imp {
                 middle = cross.run(cx, order, (&middle, &middle), |part, x| part.run(cx, x, across));
             }
             let seen = if order == Order::Parallel { &x } else { &middle };
-            let y = self.mlp.run(cx, order, (seen, &middle), |part, x| part.run(cx, x));
+            let feed = |part: &Feed, x: &Tensor| match self.spec.mlp.whole {
+                Some(whole) => cx.at_part(whole, x, &|cx, x| part.run(cx, x)),
+                None => part.run(cx, x),
+            };
+            let y = self.mlp.run(cx, order, (seen, &middle), feed);
             same_place(cx, self.spec.output, y)
         }
 

@@ -20,6 +20,8 @@ pub struct ModelDir {
     config: Map<String, Value>,
     files: Vec<TensorFile>,
     by_name: BTreeMap<String, usize>,
+    /// What the files have in front of the names.
+    prefix: String,
 }
 
 impl ModelDir {
@@ -60,7 +62,17 @@ impl ModelDir {
     /// A configuration without a folder and without weights: enough to plan.
     #[must_use]
     pub fn of_config(config: Map<String, Value>) -> Self {
-        Self { path: PathBuf::new(), config, files: Vec::new(), by_name: BTreeMap::new() }
+        Self { path: PathBuf::new(), config, files: Vec::new(), by_name: BTreeMap::new(), prefix: String::new() }
+    }
+
+    /// A configuration with weights out of a file that holds them among others, with `prefix` in front of their names.
+    ///
+    /// # Errors
+    /// As [`TensorFile::open`].
+    pub fn of_file(config: Map<String, Value>, path: &Path, prefix: &str) -> Result<Self> {
+        let file = TensorFile::open(path)?;
+        let by_name = file.names().filter_map(|name| Some((name.strip_prefix(prefix)?.to_owned(), 0))).collect();
+        Ok(Self { path: path.to_owned(), config, files: vec![file], by_name, prefix: prefix.to_owned() })
     }
 
     /// The same with the weights of one more file.
@@ -108,7 +120,8 @@ impl ModelDir {
     /// The tensor of this name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Entry<'_>> {
-        self.files[*self.by_name.get(name)?].get(name)
+        let file = &self.files[*self.by_name.get(name)?];
+        if self.prefix.is_empty() { file.get(name) } else { file.get(&format!("{}{name}", self.prefix)) }
     }
 
     /// The files of the weights, in order of names.

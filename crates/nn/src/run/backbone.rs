@@ -3,7 +3,7 @@
 use indexmap::IndexMap;
 use tch::Tensor;
 
-use super::{Forward, OpWeights};
+use super::{Forward, OpWeights, SCORING_PASS, ScoredPass};
 use crate::backbone::BackboneConfig;
 use crate::site::SiteId;
 
@@ -124,8 +124,30 @@ pub trait Backbone: Send {
     /// The head.
     fn head(&self, cx: &Forward<'_>, state: &State) -> Output;
 
+    /// The pass that comes before `cx` where a group's hooks ask for one ([`crate::HookSet::scoring`]): all of the model
+    /// but its head, without gradient.
+    fn score(&self, cx: &Forward<'_>, inputs: &Inputs) {
+        if cx.groups.iter().all(|group| group.hooks.scoring().is_none()) {
+            return;
+        }
+        let hidden = tch::no_grad(|| {
+            let cx = Forward { pass: SCORING_PASS, ..*cx };
+            let embedded = self.embed(&cx, inputs);
+            let blocks = 0..self.config().info().num_blocks;
+            let last = blocks.fold(embedded, |state, index| self.block(index, &cx, state));
+            self.finish(&cx, last).hidden
+        });
+        let Forward { layout, train, step, pass, .. } = *cx;
+        for group in cx.groups {
+            let Some(scoring) = group.hooks.scoring() else { continue };
+            let (rows, hidden) = (layout.rows(group.rows.clone()), layout.narrow(&hidden, group.rows.clone()));
+            scoring.scored(&ScoredPass { layout: &rows, train, step, pass }, &hidden);
+        }
+    }
+
     /// All of it.
     fn forward(&self, cx: &Forward<'_>, inputs: &Inputs) -> Output {
+        self.score(cx, inputs);
         let mut state = self.embed(cx, inputs);
         for index in 0..self.config().info().num_blocks {
             state = self.block(index, cx, state);

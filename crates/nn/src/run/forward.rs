@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::Layout;
-use super::hooks::{BaseOp, Group, Op, OpWeights, SiteCx, SiteHook};
+use super::hooks::{BaseOp, Group, Inside, Op, OpWeights, Peers, SiteCx, SiteHook};
 use crate::site::{SiteId, Sites};
 
 /// What is true during one forward pass.
@@ -25,6 +25,8 @@ pub struct Forward<'a> {
     pub step: u64,
     /// Number of the pass within a step.
     pub pass: u32,
+    /// The other ranks, in passes in which all go in step.
+    pub peers: Option<&'a dyn Peers>,
 }
 
 /// Consecutive rows with the hook that acts on them.
@@ -33,11 +35,19 @@ struct Run<'a> {
     hook: Option<&'a dyn SiteHook>,
 }
 
+/// A site's operation.
+#[derive(Clone, Copy)]
+struct Base<'a> {
+    weights: Option<&'a OpWeights>,
+    op: &'a Op<'a>,
+    inside: Option<&'a Inside<'a>>,
+}
+
 impl<'a> Forward<'a> {
     /// A pass for evaluation.
     #[must_use]
     pub fn eval(sites: &'a Sites, layout: &'a Layout, groups: &'a [Group<'a>]) -> Self {
-        Self { sites, layout, second: None, groups, train: false, step: 0, pass: 0 }
+        Self { sites, layout, second: None, groups, train: false, step: 0, pass: 0, peers: None }
     }
 
     /// The same pass with the layout of the second stack.
@@ -114,6 +124,25 @@ impl<'a> Forward<'a> {
         weights: Option<&OpWeights>,
         op: &Op<'_>,
     ) -> Vec<Tensor> {
+        self.run_site(site, x, keys, Base { weights, op, inside: None })
+    }
+
+    /// [`Forward::at`] for a site within which others lie: `part` is the operation with the hooks of a pass inside.
+    pub(crate) fn at_part(&self, site: SiteId, x: &Tensor, part: &dyn Fn(&Forward<'_>, &Tensor) -> Tensor) -> Tensor {
+        if !self.is_active(site) {
+            return part(self, x);
+        }
+        let inside = |layout: &Layout, groups: &[Group<'_>], x: &Tensor| part(&Forward { layout, groups, ..*self }, x);
+        // A hook may run this for its own rows alone: the hooks inside then see those.
+        let op = |layout: &Layout, x: &[Tensor], _: Option<&OpWeights>| {
+            vec![inside(layout, &self.groups_within(layout), &x[0])]
+        };
+        let base = Base { weights: None, op: &op, inside: Some(&inside) };
+        one(self.run_site(site, vec![x.shallow_clone()], self.layout, base))
+    }
+
+    fn run_site(&self, site: SiteId, x: Vec<Tensor>, keys: &Layout, base: Base<'_>) -> Vec<Tensor> {
+        let Base { weights, op, inside } = base;
         if !self.is_active(site) {
             return op(self.layout, &x, None);
         }
@@ -135,7 +164,7 @@ impl<'a> Forward<'a> {
                     x.iter().enumerate().map(|(i, t)| cut(if i == 0 { self.layout } else { keys }, t)).collect();
                 match (run.hook, &shared) {
                     (Some(hook), None) if !hook.shares_base() => {
-                        let base = BaseOp { layout: &layout, weights, op };
+                        let base = BaseOp { layout: &layout, weights, op, inside };
                         hook.around(&cx, x, &base)
                     }
                     (hook, Some(y)) => finish(&cx, hook, &x, y.iter().map(|t| cut(self.layout, t)).collect()),
@@ -174,13 +203,14 @@ impl<'a> Forward<'a> {
         x: Vec<Tensor>,
         op: &Op<'_>,
     ) -> Tensor {
-        let base = BaseOp { layout, weights: None, op };
+        let base = BaseOp { layout, weights: None, op, inside: None };
         let cx = self.cx(site, layout, layout);
         one(if hook.shares_base() { hook.after(&cx, &x, op(layout, &x, None)) } else { hook.around(&cx, x, &base) })
     }
 
     fn cx<'s>(&'s self, site: SiteId, layout: &'s Layout, keys: &'s Layout) -> SiteCx<'s> {
-        SiteCx { site: &self.sites[site], layout, keys, train: self.train, step: self.step, pass: self.pass }
+        let Self { train, step, pass, peers, .. } = *self;
+        SiteCx { site: &self.sites[site], layout, keys, train, step, pass, peers }
     }
 
     /// All rows in order, cut where hooks change; neighbours without a hook are one run.

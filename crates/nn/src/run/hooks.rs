@@ -21,6 +21,35 @@ pub struct Group<'a> {
 pub trait HookSet {
     /// The hook at a site, if there is one. Must give the same answer throughout a forward pass.
     fn at(&self, site: SiteId) -> Option<&dyn SiteHook>;
+
+    /// Who must see the last hidden states of a pass without gradient before every pass, if anyone must.
+    fn scoring(&self) -> Option<&dyn Scoring> {
+        None
+    }
+}
+
+/// Number of the pass that [`Scoring`] sees.
+pub const SCORING_PASS: u32 = u32::MAX;
+
+/// Hooks that depend on what the whole model makes of the rows: first they see the last hidden states of a pass of their
+/// own ([`SCORING_PASS`]), then they act.
+pub trait Scoring {
+    /// The last hidden states of the group's rows, behind the last normalisation, without gradient. `pass` is the pass that
+    /// follows.
+    fn scored(&self, pass: &ScoredPass<'_>, hidden: &Tensor);
+}
+
+/// A pass that follows a scoring pass.
+#[derive(Clone, Copy)]
+pub struct ScoredPass<'a> {
+    /// The group's rows.
+    pub layout: &'a Layout,
+    /// As [`SiteCx::train`].
+    pub train: bool,
+    /// As [`SiteCx::step`].
+    pub step: u64,
+    /// As [`SiteCx::pass`].
+    pub pass: u32,
 }
 
 /// The bare model.
@@ -54,6 +83,19 @@ pub trait SiteHook {
     }
 }
 
+/// The other ranks, for hooks that give rows to them. All ranks must make the same calls in the same order; gradients are
+/// not tracked. A call that fails gives zeros, and whoever lent this knows of it.
+pub trait Peers {
+    /// The number of this rank, from 0.
+    fn rank(&self) -> usize;
+    /// How many ranks there are.
+    fn world(&self) -> usize;
+    /// The numbers of all ranks, in rank order; as many on every rank.
+    fn numbers(&self, mine: &[i64]) -> Vec<Vec<i64>>;
+    /// Cuts `[world * k, ..]` into a piece for each rank and gives the pieces that came, in rank order.
+    fn swap(&self, pieces: &Tensor) -> Tensor;
+}
+
 /// Where and when a hook runs.
 #[derive(Clone, Copy)]
 pub struct SiteCx<'a> {
@@ -70,6 +112,8 @@ pub struct SiteCx<'a> {
     pub step: u64,
     /// Number of the pass within a step.
     pub pass: u32,
+    /// The other ranks, in passes in which all go in step.
+    pub peers: Option<&'a dyn Peers>,
 }
 
 /// Weights of a site, in the layout of its [`crate::SiteWeight`].
@@ -92,15 +136,32 @@ impl OpWeights {
 /// The operation of a site: inputs and, when they stand in for the frozen ones, weights.
 pub type Op<'a> = dyn Fn(&Layout, &[Tensor], Option<&OpWeights>) -> Vec<Tensor> + 'a;
 
+/// The operation of a site within which others lie: rows with their layout, and who acts inside.
+pub(crate) type Inside<'a> = dyn Fn(&Layout, &[Group<'_>], &Tensor) -> Tensor + 'a;
+
 /// The frozen operation of a site, for the rows at hand.
 #[derive(Clone, Copy)]
 pub struct BaseOp<'a> {
     pub(crate) layout: &'a Layout,
     pub(crate) weights: Option<&'a OpWeights>,
     pub(crate) op: &'a Op<'a>,
+    pub(crate) inside: Option<&'a Inside<'a>>,
 }
 
-impl BaseOp<'_> {
+impl<'a> BaseOp<'a> {
+    /// The same operation on other rows.
+    #[must_use]
+    pub fn over(&self, layout: &'a Layout) -> Self {
+        Self { layout, ..*self }
+    }
+
+    /// Runs a site within which others lie on any rows, with the hooks of `groups` inside in place of the batch's. `None` at
+    /// sites of other roles than [`crate::Role::FeedForward`].
+    #[must_use]
+    pub fn run_inside(&self, layout: &Layout, groups: &[Group<'_>], x: &Tensor) -> Option<Tensor> {
+        self.inside.map(|inside| inside(layout, groups, x))
+    }
+
     /// The frozen operation.
     #[must_use]
     pub fn run(&self, x: &[Tensor]) -> Vec<Tensor> {
@@ -126,10 +187,10 @@ impl BaseOp<'_> {
         let Some((first, rest)) = hooks.split_first() else { return self.run(&x) };
         let op = |layout: &Layout, x: &[Tensor], own: Option<&OpWeights>| {
             let op = |layout: &Layout, x: &[Tensor], given: Option<&OpWeights>| (self.op)(layout, x, given.or(own));
-            let inner = BaseOp { layout, weights: own.or(self.weights), op: &op };
+            let inner = BaseOp { layout, weights: own.or(self.weights), op: &op, inside: self.inside };
             inner.through(&SiteCx { layout, ..*cx }, rest, x.iter().map(Tensor::shallow_clone).collect())
         };
-        first.around(cx, x, &BaseOp { layout: self.layout, weights: self.weights, op: &op })
+        first.around(cx, x, &BaseOp { op: &op, ..*self })
     }
 
     /// The frozen weights; `None` at sites without.

@@ -2,13 +2,16 @@
 //! each block again, with a graph, when its gradient is due. One block's graph lives at a time.
 
 use pleach_base::Result;
-use pleach_nn::{Backbone, Forward, HookSet, Output, State};
+use pleach_methods::Adapter;
+use pleach_nn::{Backbone, Forward, Output, Peers, State};
 use tch::{Kind, Tensor};
 
 use super::pass::{Mode, PassInput, with_context};
+use super::peers::Linked;
 
 /// Runs `input` forward and the gradient of `scalar` backward into the adapter's parameters. `scalar` sees the output once
-/// and gives what is differentiated, or nothing.
+/// and gives what is differentiated, or nothing. `beside` gives what the hooks left to be differentiated since it was last
+/// asked. With `peers` all ranks call this together.
 ///
 /// The draws of a pass depend on step and pass alone, so that the second run of a block is the first one again.
 ///
@@ -16,35 +19,57 @@ use super::pass::{Mode, PassInput, with_context};
 /// Those of `scalar`.
 pub(super) fn backward(
     model: &dyn Backbone,
-    hooks: &dyn HookSet,
+    adapter: &Adapter,
     input: &PassInput,
     mode: Mode,
     scalar: &mut dyn FnMut(&Output) -> Result<Option<Tensor>>,
+    beside: &mut dyn FnMut() -> Option<Tensor>,
+    peers: Option<&Linked<'_>>,
 ) -> Result<()> {
-    with_context(model, hooks, input, mode, |cx| {
+    with_context(model, adapter, input, mode, peers.map(|peers| peers as &dyn Peers), |cx| {
+        model.score(cx, &input.inputs);
+        // Every block walks the graph behind the scores by itself, as far as this leaf.
+        adapter.board().cut_scores();
         let blocks = model.config().info().num_blocks;
         let first = cx.first_active_block(blocks);
         let mut borders = borders(model, cx, input, first, blocks);
+        // What was left without a graph.
+        drop(beside());
         // Above the last border: the end of the model and the loss.
         let mut above = pop(&mut borders, first < blocks);
         let output = model.head(cx, &model.finish(cx, shallow(&above)));
-        if let Some(total) = scalar(&output)?.filter(Tensor::requires_grad) {
-            drop(output);
-            total.backward();
-        }
+        let terms = [scalar(&output)?, beside()];
+        drop(output);
+        differentiate(adapter, peers, terms);
         for index in (first..blocks).rev() {
             let gradients = gradients(&above);
             // Below the first block that acts nobody waits for a gradient.
             let state = pop(&mut borders, index > first || first == 0);
             let below = model.block(index, cx, shallow(&state));
-            push_down(&below, &gradients);
+            differentiate(adapter, peers, pulled(&below, &gradients).chain([beside()]));
             above = state;
         }
         if first == 0 {
-            push_down(&model.embed(cx, &input.inputs), &gradients(&above));
+            let embedded = model.embed(cx, &input.inputs);
+            differentiate(adapter, peers, pulled(&embedded, &gradients(&above)).chain([beside()]));
         }
+        adapter.board().carry_back();
         Ok(())
     })
+}
+
+/// Backward from the sum of what there is, by way of other ranks where rows crossed to them.
+fn differentiate(adapter: &Adapter, peers: Option<&Linked<'_>>, terms: impl IntoIterator<Item = Option<Tensor>>) {
+    let terms = terms.into_iter().flatten().filter(Tensor::requires_grad);
+    let mut total = terms.reduce(|sum, term| sum + term);
+    if let Some(peers) = peers {
+        for crossing in adapter.board().take_crossings().iter().rev() {
+            total = crossing.carry_back(peers, total);
+        }
+    }
+    if let Some(total) = total.filter(Tensor::requires_grad) {
+        total.backward();
+    }
 }
 
 /// The states before every block from `first` on, and behind the last, without graphs.
@@ -79,12 +104,9 @@ fn gradients(state: &State) -> Vec<Tensor> {
     std::iter::once(&state.hidden).chain(&state.carry).map(Tensor::grad).collect()
 }
 
-/// Carries the gradients of a block's outputs into the block.
-fn push_down(outputs: &State, gradients: &[Tensor]) {
+/// The gradients of a block's outputs times the outputs.
+fn pulled<'s>(outputs: &'s State, gradients: &'s [Tensor]) -> impl Iterator<Item = Option<Tensor>> + 's {
     let outputs = std::iter::once(&outputs.hidden).chain(&outputs.carry);
     let pairs = outputs.zip(gradients).filter(|(output, gradient)| output.requires_grad() && gradient.defined());
-    let terms: Vec<_> = pairs.map(|(output, gradient)| (output * gradient).sum(Kind::Float)).collect();
-    if let Some(total) = terms.into_iter().reduce(|sum, term| sum + term) {
-        total.backward();
-    }
+    pairs.map(|(output, gradient)| Some((output * gradient).sum(Kind::Float)))
 }

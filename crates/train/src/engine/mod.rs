@@ -7,11 +7,15 @@
 mod batch;
 mod blockwise;
 mod course;
+mod coupled;
 mod documents;
+mod experts;
 mod front;
+mod in_step;
 mod objective;
 mod packed;
 mod pass;
+mod peers;
 mod reload;
 mod save;
 mod state;
@@ -203,6 +207,17 @@ impl<'a> Engine<'a> {
         let (model, group, waited) = (self.model, self.group, Default::default());
         let machine = Machine { model, group, observer: observer.as_ref(), clock: &clock, waited };
         update::optim_step(&machine, self.task_mut(name)?, word)
+    }
+
+    /// Gives a task the tensors of other tasks' adapters, which are its experts: what it does not train of them, and with
+    /// `trained` the rest too. Not a collective call.
+    pub(crate) fn take_experts(&mut self, name: &TaskName, from: &[TaskName], trained: bool) -> Result<()> {
+        for expert in from {
+            experts::take(self.task(name)?, expert, self.task(expert)?, trained)?;
+        }
+        let task = self.task_mut(name)?;
+        task.state_digest = task.digest()?;
+        Ok(())
     }
 
     /// Agrees with all ranks that they hold the same. A collective call.

@@ -1,6 +1,6 @@
 //! One forward pass of one adapter over the frozen model.
 
-use pleach_nn::{Backbone, Forward, Group, HookSet, Inputs, Layout, Output};
+use pleach_nn::{Backbone, Forward, Group, HookSet, Inputs, Layout, Output, Peers};
 
 /// A batch on the device.
 #[derive(Debug)]
@@ -41,7 +41,19 @@ impl Mode {
 /// a graph; the rest has one unless the caller holds a `no_grad` guard.
 #[must_use]
 pub fn forward(model: &dyn Backbone, hooks: &dyn HookSet, input: &PassInput, mode: Mode) -> Output {
-    with_context(model, hooks, input, mode, |cx| {
+    forward_with(model, hooks, input, mode, None)
+}
+
+/// [`forward`] in step with the other ranks.
+pub(super) fn forward_with(
+    model: &dyn Backbone,
+    hooks: &dyn HookSet,
+    input: &PassInput,
+    mode: Mode,
+    peers: Option<&dyn Peers>,
+) -> Output {
+    with_context(model, hooks, input, mode, peers, |cx| {
+        model.score(cx, &input.inputs);
         let blocks = model.config().info().num_blocks;
         let first = cx.first_active_block(blocks);
         let prefix = || {
@@ -60,6 +72,7 @@ pub(super) fn with_context<T>(
     hooks: &dyn HookSet,
     input: &PassInput,
     mode: Mode,
+    peers: Option<&dyn Peers>,
     run: impl FnOnce(&Forward<'_>) -> T,
 ) -> T {
     let groups = [Group { rows: 0..input.layout.sequences(), hooks }];
@@ -71,6 +84,7 @@ pub(super) fn with_context<T>(
         train: mode.train,
         step: mode.step,
         pass: mode.pass,
+        peers,
     };
     run(&cx)
 }

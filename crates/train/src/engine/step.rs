@@ -18,11 +18,11 @@ use sha2::{Digest as _, Sha256};
 use tch::{Kind, Tensor};
 
 use super::batch::{MicroBatch, StepBatch};
-use super::blockwise;
 use super::objective::{Objective, wrong_head};
 use super::packed::Packed;
 use super::pass::{Mode, PassInput, forward};
 use super::task::{Pending, Task};
+use super::{blockwise, coupled, in_step};
 use crate::loss::{self, Counts, Term, contrastive};
 use crate::observer::Observer;
 use crate::phase::Phase;
@@ -45,7 +45,7 @@ impl Machine<'_> {
     }
 
     /// An exchange in the midst of the work.
-    fn exchange<T>(&self, with_others: impl FnOnce() -> T) -> T {
+    pub(super) fn exchange<T>(&self, with_others: impl FnOnce() -> T) -> T {
         let begun = self.clock.elapsed();
         let result = with_others();
         self.waited.set(self.waited.get() + self.clock.elapsed().saturating_sub(begun));
@@ -54,18 +54,20 @@ impl Machine<'_> {
 }
 
 /// Rows whose gradients are added up before they are exchanged.
-struct Unit {
+pub(super) struct Unit {
     /// The lane that it is, in strict mode; else the rank.
-    number: usize,
-    micro_batches: Vec<MicroBatch>,
+    pub(super) number: usize,
+    pub(super) micro_batches: Vec<MicroBatch>,
 }
 
 /// What a unit gave.
-struct Computed {
-    number: usize,
-    grads: Tensor,
+pub(super) struct Computed {
+    pub(super) number: usize,
+    pub(super) grads: Tensor,
     /// Sum of the loss over what it counts.
-    sum: f64,
+    pub(super) sum: f64,
+    /// What the adapter's hooks added to sums over the batch.
+    pub(super) sums: Option<Tensor>,
 }
 
 /// Computes and reduces the gradient of one step.
@@ -97,23 +99,35 @@ fn compute(machine: &Machine<'_>, task: &Task, units: &[Unit], lane_rows: &[usiz
     let present = present(machine, task, units)?;
     let denominators = task.setup.objective.counts(totals[0]);
     let mut broken_samples = Vec::new();
+    // What a step that was cut short left.
+    drop(task.take_sums());
     let begun = machine.worked();
+    let (mut batch_term, lanes) = (0.0, lane_rows.len());
     let computed = match task.setup.objective {
         Objective::Contrastive { temperature } => {
             across_rows(machine, task, lane_rows, units, temperature, &mut broken_samples)?
+        }
+        objective if task.couples() => {
+            let rows = coupled::Rows { objective, units, lanes, denominators: &denominators };
+            let row_by_row = if task.exchanges() { in_step::row_by_row } else { coupled::row_by_row };
+            let (computed, term) = row_by_row(machine, task, &rows, &mut broken_samples)?;
+            batch_term = term;
+            computed
         }
         objective => row_by_row(machine, task, objective, units, &denominators, &mut broken_samples)?,
     };
     let compute_seconds = machine.worked().saturating_sub(begun).as_secs_f64();
     machine.observer.phase(Phase::AfterBackward);
     machine.observer.phase(Phase::DuringReduce);
-    let (mut grads, sum) = reduce(machine.group, task, lane_rows.len(), &computed)?;
-    let own_term = regularise(task, &mut grads);
+    let (mut grads, sum) = reduce(machine.group, task, lanes, &computed)?;
+    let own_term = regularise(task, &mut grads) + batch_term;
+    let sums = coupled::reduced(machine.group, task, lanes, &computed)?;
+    let sums = sums.and_then(|sums| Vec::try_from(sums.flatten(0, -1)).ok());
     let broken = !broken_samples.is_empty() || !clip::is_finite(&grads);
     let broken = agree::maxima(machine.group, &[f64::from(u8::from(broken))])?[0] > 0.0;
     let loss = loss::value(&[(task.setup.objective.term(), sum, 1.0)], &denominators) + own_term;
     let (tokens, lanes, fed) = (totals[1] as u64, 0, Vec::new());
-    Ok(Pending { grads, loss, tokens, broken, broken_samples, lanes, fed, present, compute_seconds })
+    Ok(Pending { grads, loss, tokens, broken, broken_samples, lanes, fed, present, compute_seconds, sums })
 }
 
 /// Which of the tasks that rows may name have rows in the step, on any rank.
@@ -209,7 +223,7 @@ fn row_by_row(
         }
         let grads = task.take_grads();
         note_broken(&grads, unit, broken);
-        computed.push(Computed { number: unit.number, grads, sum });
+        computed.push(Computed { number: unit.number, grads, sum, sums: task.take_sums() });
     }
     Ok(computed)
 }
@@ -267,7 +281,7 @@ fn backward(
 ) -> Result<()> {
     let adapter = &task.setup.adapter;
     if task.setup.checkpointing {
-        return blockwise::backward(machine.model, adapter, input, mode, scalar);
+        return blockwise::backward(machine.model, adapter, input, mode, scalar, &mut || None, None);
     }
     let output = forward(machine.model, adapter, input, mode);
     let total = scalar(&output)?;
@@ -332,7 +346,8 @@ fn across_rows(
         note_broken(&grads, unit, broken);
         // Every rank knows the whole sum; it must be counted once.
         let first = machine.group.rank() == 0 && index == 0;
-        computed.push(Computed { number: unit.number, grads, sum: if first { sum } else { 0.0 } });
+        let (sum, sums) = (if first { sum } else { 0.0 }, task.take_sums());
+        computed.push(Computed { number: unit.number, grads, sum, sums });
     }
     Ok(computed)
 }
@@ -383,7 +398,7 @@ fn own_start(group: &dyn Collective, lane_rows: &[usize]) -> i64 {
 }
 
 /// Names the samples of a unit whose gradient is not finite though its losses were.
-fn note_broken(grads: &Tensor, unit: &Unit, broken: &mut Vec<u64>) {
+pub(super) fn note_broken(grads: &Tensor, unit: &Unit, broken: &mut Vec<u64>) {
     if broken.is_empty() && !clip::is_finite(grads) {
         broken.extend(unit.micro_batches.iter().flat_map(|micro| &micro.samples));
     }

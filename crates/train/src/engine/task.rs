@@ -69,6 +69,8 @@ pub(super) struct Pending {
     pub(super) present: Vec<bool>,
     /// Seconds of this rank's own work.
     pub(super) compute_seconds: f64,
+    /// What the adapter's hooks added to sums over the batch, of all ranks.
+    pub(super) sums: Option<Vec<f64>>,
 }
 
 /// One task: on its own between generations, in an engine during one.
@@ -99,8 +101,9 @@ pub(crate) struct Task {
 
 impl Task {
     /// # Errors
-    /// `INTERNAL` when the parameters have no digest.
+    /// `METHOD_CONFIG` when the method cannot be trained like this; `INTERNAL` when the parameters have no digest.
     pub(crate) fn new(setup: TaskSetup) -> Result<Self> {
+        possible(&setup)?;
         let params = setup.adapter.params();
         let layout = FlatLayout::new(params.iter().map(|(name, leaf)| (name.to_owned(), leaf.size())).collect());
         let flat = params.flatten();
@@ -142,6 +145,16 @@ impl Task {
         self.phases.clone_from(&course.phases);
         self.course = Some(course);
         Ok(())
+    }
+
+    /// Whether all rows of a step go forward before any goes backward.
+    pub(super) fn couples(&self) -> bool {
+        self.setup.adapter.config().couples() || self.exchanges()
+    }
+
+    /// Whether its hooks give rows to other ranks.
+    pub(super) fn exchanges(&self) -> bool {
+        self.setup.adapter.config().exchanges()
     }
 
     /// Where its tensors lie.
@@ -256,6 +269,13 @@ impl Task {
         adapter.config().takes_part(tensor, self.next(), adapter.parts().key)
     }
 
+    /// What the adapter's hooks added to sums over the batch since the last call, without its graph.
+    pub(super) fn take_sums(&self) -> Option<Tensor> {
+        let adapter = &self.setup.adapter;
+        let shape = adapter.config().sums(adapter.plan())?;
+        Some(adapter.board().take_sums(shape)?.detach().to_kind(tch::Kind::Double))
+    }
+
     /// The gradients of all leaves `[n]`, which are zero afterwards.
     pub(super) fn take_grads(&self) -> Tensor {
         let params = self.setup.adapter.params();
@@ -282,4 +302,21 @@ impl Task {
             .map_err(|error| code::INTERNAL.error("the parameters' digest is not a sha256").caused_by(error))?;
         Ok(digest)
     }
+}
+
+/// Refuses what a method that looks at all rows of a step cannot do.
+fn possible(setup: &TaskSetup) -> Result<()> {
+    let config = setup.adapter.config();
+    let refuse = |what: &str| Err(code::METHOD_CONFIG.error(format!("task {}: {what}", setup.name)));
+    if config.exchanges() && setup.determinism == Determinism::Strict {
+        return refuse(
+            "expert_parallel: strict mode promises bits, and experts that are shared between ranks round otherwise",
+        );
+    }
+    if (config.couples() || config.exchanges()) && matches!(setup.objective, Objective::Contrastive { .. }) {
+        return refuse(
+            "the router's losses are not defined for retrieval; set their weights to 0, and expert_parallel off",
+        );
+    }
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! From a reduced gradient to new parameters on which all ranks agree.
 
 use pleach_base::{Error, Result, code};
+use pleach_methods::Routing;
 use pleach_spec::job::NonFinite;
 
 use super::course;
@@ -36,6 +37,8 @@ pub struct StepResult {
     pub durable: u64,
     /// Seconds that this rank computed.
     pub compute_seconds: f64,
+    /// What the adapter chose, where it chooses.
+    pub routing: Option<Routing>,
 }
 
 /// What a rank says at the end of a step, beside what came out of it.
@@ -72,6 +75,8 @@ pub(super) fn optim_step(machine: &Machine<'_>, task: &mut Task, word: Word) -> 
     task.step += 1;
     task.state_digest = task.digest()?;
     (task.whole, task.loss) = (true, pending.loss);
+    let adapter = &task.setup.adapter;
+    let routing = pending.sums.and_then(|sums| adapter.config().routing(adapter.plan(), &sums));
     let said = agree::Said { step: task.step, digest: task.state_digest, word, fed: pending.fed };
     let agreed = agree::commit(group, name.as_str(), pending.lanes, &said)?;
     Ok(StepResult {
@@ -87,6 +92,7 @@ pub(super) fn optim_step(machine: &Machine<'_>, task: &mut Task, word: Word) -> 
         recorded: agreed.recorded,
         durable: agreed.durable,
         compute_seconds: pending.compute_seconds,
+        routing,
     })
 }
 

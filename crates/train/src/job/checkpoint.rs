@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pleach_base::{Result, Step, TaskName};
 use pleach_spec::job::CheckpointSpec;
-use pleach_store::{Best, LogEntry, Retention, Snapshot, Store, StoreOptions, TaskStore};
+use pleach_store::{ADAPTER_CONFIG, Best, LogEntry, Retention, Snapshot, Store, StoreOptions, TaskStore};
 use serde_json::{Map, Value, json};
 
 use crate::engine::Saved;
@@ -85,6 +85,12 @@ pub(super) fn snapshot(saved: Saved, facts: &Facts<'_>, ledger: Vec<CommitRow>) 
         "dataset_digest": facts.dataset_digest,
         METRICS: facts.metrics,
     });
-    let meta = if let Value::Object(meta) = meta { meta } else { Map::new() };
+    let mut meta = if let Value::Object(meta) = meta { meta } else { Map::new() };
+    // Of a mixture, who the experts are.
+    let config = saved.files.iter().find(|file| file.name == ADAPTER_CONFIG);
+    let config = config.and_then(|file| serde_json::from_slice::<Map<String, Value>>(&file.bytes).ok());
+    if let Some(experts) = config.as_ref().and_then(|config| config.get("expert_sources")) {
+        meta.insert("experts".to_owned(), experts.clone());
+    }
     Snapshot { step: Step(facts.step), files: saved.files, gate, meta, ledger }
 }

@@ -8,6 +8,7 @@ mod broadcast;
 mod checkpoint;
 mod course;
 mod data;
+mod experts;
 mod feed;
 mod init;
 mod keepalive;

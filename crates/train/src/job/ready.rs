@@ -13,9 +13,9 @@ use tch::Device;
 use tokio::runtime::Handle;
 
 use super::data::{Opener, TaskData};
-use super::init;
 use super::model::{Encoders, Model, Warm};
 use super::task::JobTask;
+use super::{experts, init};
 use crate::engine::{Objective, Task, TaskSetup};
 use crate::eval;
 use crate::observer::Observer;
@@ -69,11 +69,14 @@ impl Warm {
 
 fn make(cx: &Preparation, model: &Model, encoders: &mut Encoders) -> Result<Vec<JobTask>> {
     let job = &cx.job;
+    experts::fetch(cx)?;
     let plan = pleach_methods::plan_job(job, model.config())?;
     let mut tasks = Vec::with_capacity(job.spec.tasks.len());
-    for (spec, plan) in job.spec.tasks.iter().zip(&plan.tasks) {
+    for (index, (spec, plan)) in job.spec.tasks.iter().zip(&plan.tasks).enumerate() {
         cx.stop.check()?;
-        tasks.push(task(cx, model, encoders, spec, plan)?);
+        let mut made = task(cx, model, encoders, spec, plan)?;
+        made.experts = pleach_methods::expert_tasks(job, index);
+        tasks.push(made);
     }
     Ok(tasks)
 }
@@ -96,7 +99,7 @@ fn task(cx: &Preparation, model: &Model, encoders: &mut Encoders, spec: &TaskSpe
     if let Some(splits) = splits {
         task.learns(data.course(&splits, eval.as_ref().map(|(set, _)| set), cx.device))?;
     }
-    Ok(JobTask::new((name, spec), plan, data, eval, opener.into_sources(), task))
+    Ok(JobTask::new(name, plan, data, eval, opener.into_sources(), task))
 }
 
 fn setup(

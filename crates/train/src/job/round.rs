@@ -9,7 +9,7 @@ use super::checkpoint;
 use super::model::Warm;
 use super::task::{Ground, JobTask};
 use super::uploads::Checkpoints;
-use super::{JobContext, Outcome, feed, meet, settle};
+use super::{JobContext, Outcome, experts, feed, meet, settle};
 use crate::engine::{Engine, StepResult, Word};
 use crate::observer::{EvalRow, Level, StepRow};
 use crate::phase::Phase;
@@ -60,6 +60,9 @@ impl Round<'_> {
         meet::agree_on_ground(&self.ground, self.tasks)?;
         let settled = self.settle()?;
         self.ground.cx.observer.ready();
+        for index in 0..self.tasks.len() {
+            experts::take(&mut self.engine, self.tasks, index)?;
+        }
         self.round_off(&settled)?;
         let cx = self.ground.cx;
         let wish = self.train()?;
@@ -85,6 +88,7 @@ impl Round<'_> {
     fn settle(&mut self) -> Result<Vec<(u64, bool)>> {
         let cx = self.ground.cx;
         for task in self.tasks.iter_mut() {
+            task.has_experts = false;
             let lent = task.task.take();
             self.engine.adopt(lent.ok_or_else(|| code::INTERNAL.error("a task was not handed back"))?);
         }
@@ -133,7 +137,7 @@ impl Round<'_> {
             let mut stepped = false;
             for index in 0..self.tasks.len() {
                 let step = self.engine.step(&self.tasks[index].name)?;
-                if self.tasks[index].is_done(step) {
+                if self.tasks[index].is_done(step) || !experts::take(&mut self.engine, self.tasks, index)? {
                     continue;
                 }
                 stepped = true;
@@ -165,6 +169,9 @@ impl Round<'_> {
         let seconds = cx.clock.elapsed().saturating_sub(begun).as_secs_f64();
         task.metrics.clear();
         task.note("train/loss".to_owned(), result.loss);
+        for (name, value) in result.routing.iter().flat_map(|routing| &routing.metrics) {
+            task.note(name.clone(), *value);
+        }
         self.commit(index, &result)?;
         cx.observer.phase(Phase::AfterCommit);
         self.tell(index, &result, seconds);
@@ -275,6 +282,9 @@ impl Round<'_> {
         if result.skipped || result.step.is_multiple_of(every) || task.is_done(result.step) {
             let level = if result.skipped { Level::Warn } else { Level::Info };
             cx.observer.log(level, &self.labelled(index, &row.line()));
+            for warning in result.routing.iter().flat_map(|routing| &routing.warnings) {
+                cx.observer.log(Level::Warn, &self.labelled(index, &format!("step {}: {warning}", result.step)));
+            }
         }
     }
 

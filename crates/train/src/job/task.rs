@@ -2,7 +2,6 @@
 
 use pleach_base::{Result, TaskName};
 use pleach_methods::TaskPlan;
-use pleach_spec::job::TaskSpec;
 use pleach_store::Store;
 use serde_json::{Map, Value, json};
 
@@ -34,6 +33,10 @@ pub(super) struct JobTask {
     pub(super) metrics: Map<String, Value>,
     /// The newest step that was handed to the store, or came from it.
     pub(super) saved_step: Option<u64>,
+    /// Tasks of the job that are experts of this one, which begins when they are done; their numbers.
+    pub(super) experts: Vec<usize>,
+    /// Whether it has the experts' values, in this generation.
+    pub(super) has_experts: bool,
     trainable_line: String,
     trainable_params: u64,
     all_params: u64,
@@ -49,7 +52,7 @@ pub(super) struct Ground<'a> {
 
 impl JobTask {
     pub(super) fn new(
-        (name, spec): (TaskName, &TaskSpec),
+        name: TaskName,
         plan: &TaskPlan,
         data: TaskData,
         eval: Option<(EvalSet, Vec<Metric>)>,
@@ -58,7 +61,7 @@ impl JobTask {
     ) -> Self {
         Self {
             name,
-            method: spec.adapter.method.clone(),
+            method: plan.method.to_owned(),
             data,
             eval,
             sources,
@@ -67,6 +70,8 @@ impl JobTask {
             memory: Memory::default(),
             metrics: Map::new(),
             saved_step: None,
+            experts: Vec::new(),
+            has_experts: false,
             trainable_line: plan.trainable_line(),
             trainable_params: plan.trainable,
             all_params: plan.all,

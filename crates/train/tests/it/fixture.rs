@@ -82,6 +82,8 @@ pub(crate) struct Heard {
     pub(crate) lines: Mutex<Vec<String>>,
     /// Asked to drain after this step.
     drain_at: Option<(u64, StopSignal)>,
+    /// Asked to drain after so many steps of whatever tasks.
+    drain_after: Option<(usize, StopSignal)>,
     /// The process dies after this step.
     pub(crate) die_at: Option<u64>,
 }
@@ -89,6 +91,10 @@ pub(crate) struct Heard {
 impl Heard {
     pub(crate) fn draining_at(step: u64, stop: &StopSignal) -> Self {
         Self { drain_at: Some((step, stop.clone())), ..Self::default() }
+    }
+
+    pub(crate) fn stopping_after(steps: usize, stop: &StopSignal) -> Self {
+        Self { drain_after: Some((steps, stop.clone())), ..Self::default() }
     }
 
     pub(crate) fn losses(&self) -> Vec<f64> {
@@ -105,6 +111,11 @@ impl Observer for Heard {
         self.steps.lock().unwrap().push(row.clone());
         if let Some((step, stop)) = &self.drain_at
             && row.step == *step
+        {
+            stop.drain("the test says so");
+        }
+        if let Some((steps, stop)) = &self.drain_after
+            && self.steps.lock().unwrap().len() == *steps
         {
             stop.drain("the test says so");
         }

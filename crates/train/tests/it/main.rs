@@ -15,6 +15,7 @@ mod parity;
 mod processes;
 mod remote;
 mod sequences;
+mod routers;
 mod snnk;
 mod sparse;
 mod strategies;

@@ -147,3 +147,39 @@ fn data_that_cannot_be_read_is_named_by_its_code() {
         assert!(place, "{what}: {}", report.message);
     }
 }
+
+/// A published step as an expert: fetched once for all, and the same as from its folder.
+#[test]
+fn experts_in_s3_are_those_of_a_folder() {
+    let scene = Scene::start();
+    let (local, remote, again) = (scene.run_folder("local"), scene.run_folder("remote"), scene.run_folder("again"));
+    let mut job = llama_job(&local, 20);
+    job["spec"].as_object_mut().unwrap().remove("eval");
+    let report = scene.run(&local, &job, Vec::new());
+    assert_eq!(report.end, "Finished", "{}", report.message);
+    let step = local.join("store/default/tiny/a/steps/00000006-g0001");
+    let key = "acme/tone/a/steps/00000006-g0001";
+    let to = scene.server.root().join(scene.server.bucket()).join(key);
+    fs::create_dir_all(&to).unwrap();
+    for file in fs::read_dir(&step).unwrap().map(Result::unwrap) {
+        fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+    let mut over = |experts: Value, folder: &Path| {
+        job["spec"]["tasks"] = json!([{"name": "a", "adapter": {"method": "xlora", "experts": experts}}]);
+        job["spec"]["checkpoint"]["store"] = json!(folder.join("router"));
+        let report = scene.run(folder, &job, scene.env());
+        assert_eq!(report.end, "Finished", "{}", report.message);
+        report.digests
+    };
+    let address = format!("s3://{}/{key}", scene.server.bucket());
+    let expected = over(json!([step, step]), &local);
+    assert_eq!(over(json!([address, address]), &remote), expected);
+    fs::remove_dir_all(to).unwrap();
+    assert_eq!(over(json!([address, address]), &again), expected, "fetched before");
+    let fetched = fs::read_dir(scene.folder.path().join("cache/pleach/experts")).unwrap().count();
+    assert_eq!(fetched, 1);
+    job["spec"]["tasks"][0]["adapter"]["experts"] =
+        json!([format!("s3://{}/acme/tone/a", scene.server.bucket()), step]);
+    let refused = scene.run(&remote, &job, scene.env());
+    assert!(refused.message.contains("does not name a step"), "{}", refused.message);
+}

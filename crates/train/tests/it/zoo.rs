@@ -19,9 +19,14 @@ fn job(method: &dyn Method, folder: &Path, model: &Path) -> Value {
     write_tiny(*llama, None, model, 1).unwrap();
     let mut job = llama_job(folder, 20);
     job["spec"]["backbone"]["path"] = json!(model);
-    let mut adapter: Map<String, Value> = serde_json::from_str(method.example()).unwrap();
-    adapter.insert("method".to_owned(), json!(method.card().name));
-    job["spec"]["tasks"][0]["adapter"] = Value::Object(adapter);
+    let mut options: Map<String, Value> = serde_json::from_str(method.example()).unwrap();
+    options.insert("method".to_owned(), json!(method.card().name));
+    if method.card().kind == MethodKind::Router {
+        job["spec"]["router"] = Value::Object(options);
+        job["spec"]["tasks"][0]["adapter"] = json!({"method": "lora", "r": 2, "target_modules": "all-linear"});
+    } else {
+        job["spec"]["tasks"][0]["adapter"] = Value::Object(options);
+    }
     job["spec"]["train"]["epochs"] = json!(1);
     job["spec"]["train"]["determinism"] = json!("strict");
     job["spec"]["checkpoint"]["every"] = json!(1);
@@ -31,7 +36,7 @@ fn job(method: &dyn Method, folder: &Path, model: &Path) -> Value {
 
 fn each(test: impl Fn(&dyn Method, &Path) + std::panic::RefUnwindSafe) {
     let failed: Vec<_> = methods()
-        .filter(|method| method.card().kind == MethodKind::Adapter)
+        .filter(|method| matches!(method.card().kind, MethodKind::Adapter | MethodKind::Router))
         .filter(|method| {
             let run = || test(*method, tempfile::tempdir().unwrap().path());
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()

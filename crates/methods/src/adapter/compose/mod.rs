@@ -15,7 +15,7 @@ use pleach_nn::{BackboneConfig, Site};
 
 pub use child::Child;
 #[cfg(feature = "torch")]
-pub(crate) use run::{Fuser, Join, after_step, exported, hooks, initial, regulariser};
+pub(crate) use run::{Fuser, Join, after_step, each, exported, hooks, initial, regulariser};
 
 use super::AdapterConfig;
 use super::{Passes, Virtual};

@@ -282,10 +282,14 @@ pub(crate) fn hooks(
     by_site.into_iter().map(one).collect()
 }
 
-type Own<'a> = (Box<dyn crate::AdapterConfig>, Parts<'a>);
-
 /// Every adapter with its part of the tensors.
-fn each<'a>(children: &[Child], parts: &Parts<'a>) -> Result<Vec<Own<'a>>> {
+///
+/// # Errors
+/// Those of the adapters' options; `INTERNAL` when the plan is another's.
+pub(crate) fn each<'a>(
+    children: &[Child],
+    parts: &Parts<'a>,
+) -> Result<Vec<(Box<dyn crate::AdapterConfig>, Parts<'a>)>> {
     let missing = || code::INTERNAL.error("the plan is not that of the composition");
     let mut all = Vec::new();
     for (number, config) in configs(children)?.into_iter().enumerate() {
