@@ -39,6 +39,16 @@ impl<C: RouterOptions> Mixture<C> {
             if config.virtual_tokens() != Virtual::default() {
                 return refuse("puts virtual tokens in front of sequences, which a token cannot choose");
             }
+            if config.row_tasks().is_some()
+                || config.modalities().is_some()
+                || config.segments().is_some()
+                || config.encodes()
+            {
+                return refuse("asks more of rows or of its file than a mixture hands on");
+            }
+            if config.scores() || config.sums(&Plan::default()).is_some() {
+                return refuse("is a mixture itself");
+            }
         }
         Ok(Self { own, experts, sources })
     }
