@@ -56,13 +56,13 @@ pub struct Parts<'a> {
 impl<'a> Parts<'a> {
     /// These tensors, for a method that stands around another and gives it others than its own.
     pub(crate) fn of(
-        plan: &'a Plan,
-        sites: &'a Sites,
+        (plan, sites): (&'a Plan, &'a Sites),
         key: Key,
+        board: &'a Arc<Board>,
         params: &'a ParamTree,
         kept: &'a BTreeMap<String, Tensor>,
     ) -> Self {
-        Self { plan, sites, key, params, kept }
+        Self { plan, sites, key, board, params, kept }
     }
 
     /// The tensor of this name.

@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 
 use super::{Coded, ENDING, SPREAD, When};
 use crate::adapter::common::restored;
-use crate::adapter::{AdapterConfig, Hooks, Parts, SiteMethod};
+use crate::adapter::{AdapterConfig, Board, Hooks, Parts, SiteMethod};
 use crate::codes::{Codec, Record};
 use crate::plan::{Plan, PlannedTensor};
 
@@ -19,6 +19,7 @@ struct Shared {
     inner: Arc<dyn AdapterConfig>,
     sites: Arc<Sites>,
     key: Key,
+    board: Arc<Board>,
     when: When,
 }
 
@@ -54,6 +55,7 @@ pub(super) fn hooks(coded: &Coded, parts: &Parts<'_>) -> Result<Hooks> {
         inner: Arc::clone(&coded.inner),
         sites: Arc::new(parts.sites.clone()),
         key: parts.key,
+        board: Arc::clone(parts.board),
         when: coded.when,
     });
     for (id, plain) in coded.inner.hooks(&own)? {
@@ -96,8 +98,8 @@ impl Within {
             (name.clone(), coded)
         };
         let values: BTreeMap<_, _> = self.tensors.iter().map(value).collect();
-        let Shared { inner, sites, key, .. } = self.shared.as_ref();
-        let hooks = inner.hooks(&Parts::of(&self.plan, sites, *key, &ParamTree::default(), &values));
+        let Shared { inner, sites, key, board, .. } = self.shared.as_ref();
+        let hooks = inner.hooks(&Parts::of((&self.plan, sites), *key, board, &ParamTree::default(), &values));
         hooks?.remove(&id).ok_or_else(|| code::INTERNAL.error("the wrapped adapter has no hook at its own site"))
     }
 
