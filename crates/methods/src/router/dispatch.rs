@@ -82,7 +82,7 @@ mod tests {
                 Tensor::cat(&parts.iter().enumerate().map(of).collect::<Vec<_>>(), 0)
             });
             let all = tokens.unsqueeze(0).matmul(&maps.transpose(1, 2)); // [experts, n, out]
-            let mut expected = Tensor::zeros([5, 2], (Kind::Double, tch::Device::Cpu));
+            let expected = Tensor::zeros([5, 2], (Kind::Double, tch::Device::Cpu));
             for token in 0..5 {
                 for slot in 0..choice.experts.size()[1] {
                     let expert = choice.experts.int64_value(&[token, slot]);
