@@ -56,7 +56,7 @@ pub(super) fn repeat(recording: &Recording, compared: &mut Compared) -> Result<(
     let (mut hidden, mut layers) = (x.shallow_clone(), Vec::new());
     for number in 0..case.layers() {
         let layer = case.layer(number, &hidden, mask.as_ref())?;
-        hidden = hidden + &layer.output;
+        hidden = hidden.g_add(&layer.output);
         layers.push(layer);
     }
     let loss = |which: usize| {
@@ -115,7 +115,7 @@ impl<'a> Case<'a> {
         let mean = hidden.square().mean_dim([-1i64].as_slice(), true, None::<Kind>);
         let mut u = hidden * (mean + 1e-6).rsqrt();
         match self.recording.find(&format!("input.jitter.{number}")) {
-            Some(factors) => u = u * factors,
+            Some(factors) => u = u.g_mul(&factors),
             None if self.config.jitter_noise != 0.0 => return Err(wrong("config.jitter_noise: no draws are recorded")),
             None => {}
         }

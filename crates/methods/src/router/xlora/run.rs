@@ -97,7 +97,7 @@ impl Scaled {
                 _ => hook.after(cx, x, vec![y.shallow_clone()]),
             };
             let change = result[0].to_kind(Kind::Float) - &plain;
-            sum = sum + change * gates.narrow(-1, number as i64, 1);
+            sum = sum.g_add(&(change * gates.narrow(-1, number as i64, 1)));
         }
         sum.to_kind(y.kind())
     }
