@@ -6,8 +6,8 @@
 
 mod batch;
 mod blockwise;
-mod course;
 mod coupled;
+mod course;
 mod documents;
 mod experts;
 mod front;
