@@ -2,7 +2,7 @@
 //! below.
 //!
 //! A router with a list of `experts` (tasks of the job, folders, published steps) learns in a task of its own. Without
-//! one it stands around the adapter of every task, which it has several copies of. Either way a [`Mixture`] is trained: an
+//! one it stands around the adapter of every task, which it has several copies of. Either way a `Mixture` is trained: an
 //! adapter like any other.
 
 #[cfg(feature = "torch")]

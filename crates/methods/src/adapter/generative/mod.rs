@@ -14,7 +14,7 @@
 //! their map and feeds none. The state is the method's alone: all segments of a row are on one rank, and nothing about
 //! them is exchanged. `B` begins at zero.
 //!
-//! Deviations. The derivative of `U V^T` is worked out rather than taken from the decomposition ([`normal`]). Singular
+//! Deviations. The derivative of `U V^T` is worked out rather than taken from the decomposition (`normal.rs`). Singular
 //! values at rounding level are dropped, where the reference keeps arbitrary directions. Small states are decomposed
 //! whole, large ones by the reference's one power iteration, from a beginning drawn by step and site. All of it is
 //! float32, whatever the base's precision.
