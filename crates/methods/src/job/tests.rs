@@ -78,9 +78,10 @@ fn errors_name_the_place_in_the_job() {
     assert_eq!((error.code(), error.hint_text()), (code::TARGET_NOTHING, Some("did you mean `v_proj`?")));
     assert!(error.message().starts_with("spec.tasks[0].adapter.target_modules: `v_porj` "), "{error}");
     let mut job = with_adapter("{method: lora}");
-    job.spec.router = Some(Section { method: "mixlora".into(), options: serde_json::Map::new() });
+    job.spec.router = Some(Section { method: "mixlorra".into(), options: serde_json::Map::new() });
     let error = plan_job(&job, &*model("llama-lora", &job)).unwrap_err();
     assert_eq!(error.code(), code::METHOD_UNKNOWN);
+    assert_eq!(error.hint_text(), Some("did you mean `mixlora`?"));
     assert!(error.message().starts_with("spec.router.method: "), "{error}");
 }
 
