@@ -33,8 +33,14 @@ def load(path):
 
 
 def run(model, io):
+    inputs = {name: value for name, value in io.items() if name not in NOT_INPUTS}
+    adapters = getattr(model, "peft_config", {})
+    if any(config.peft_type == "POLY" for config in adapters.values()):
+        # Poly asks for the task of every row; the cases have one task. PEFT's plain wrapper does not pass it on.
+        model = model.base_model
+        inputs["task_ids"] = torch.zeros(len(io["adapted"]), dtype=torch.int64)
     with torch.no_grad():
-        out = model(**{name: value for name, value in io.items() if name not in NOT_INPUTS})
+        out = model(**inputs)
     if hasattr(out, "logits_per_image"):
         # Rows of both towers, as the other side compares them: similarities would couple the batch.
         scale = getattr(model, "base_model", model)

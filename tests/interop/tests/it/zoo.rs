@@ -104,11 +104,20 @@ fn load(model: &Path) -> Box<dyn Backbone> {
 const USUAL: [&str; 5] = ["bert", "gpt2", "llama", "t5", "vit"];
 
 /// What PEFT cannot do, though the method can: the beginning of its error.
-const NOT_THERE: [&str; 1] = ["ValueError: Model does not support past key values"];
+const NOT_THERE: [&str; 2] = [
+    "ValueError: Model does not support past key values",
+    // Poly wraps plain linear maps only.
+    "TypeError: Target module Conv1D",
+];
 
 fn parse(method: &dyn Method) -> Arc<dyn AdapterConfig> {
-    // Without its CUDA extension PEFT has one factor, whatever is asked.
-    let options = if method.card().name == "boft" { "{}" } else { method.example() };
+    let options = match method.card().name {
+        // Without its CUDA extension PEFT has one factor, whatever is asked.
+        "boft" => "{}",
+        // The mean of many small skills is too small to be told from none.
+        "poly" => r#"{"r": 1, "n_skills": 2, "n_splits": 2}"#,
+        _ => method.example(),
+    };
     let options: Map<String, Value> = serde_json::from_str(options).unwrap();
     method.parse(&options, "adapter").unwrap().into()
 }
