@@ -1,6 +1,7 @@
 //! The two kinds of store, behind one face.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -74,7 +75,12 @@ impl Backend {
                     folders.push(path);
                 } else {
                     let key = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
-                    found.insert(key, std::fs::read(&path).unwrap());
+                    match std::fs::read(&path) {
+                        Ok(bytes) => drop(found.insert(key, bytes)),
+                        // A live writer renamed or removed it since the listing.
+                        Err(error) if error.kind() == ErrorKind::NotFound => {}
+                        Err(error) => panic!("{key}: {error}"),
+                    }
                 }
             }
         }
