@@ -25,6 +25,29 @@ pub(crate) fn near(a: &[f64], b: &[f64], tolerance: f64) {
     }
 }
 
+/// `kill -9` of the rank that writes, then of the other one, each after its steps: the next gangs go on from what is durable,
+/// to the bits of a training that nobody disturbed.
+#[track_caller]
+pub(crate) fn survives_kills(name: &str, job: &Value, folder: &std::path::Path, kills: [u64; 2]) {
+    let whole = alone(job, folder);
+    assert_eq!(whole.end, "Finished", "{name}: {}", whole.message);
+    let mut job = job.clone();
+    job["spec"]["checkpoint"]["store"] = json!(folder.join("killed"));
+    job["spec"]["checkpoint"]["every"] = json!(1);
+    job["spec"]["checkpoint"]["max_lag"] = json!(1);
+    for (rank, step) in kills.into_iter().enumerate() {
+        let how = Gang { generation: 1 + rank as u64, die: Some((rank, step)), ..Gang::default() };
+        let cut = gang(folder, &job, 2, &how);
+        let other = &cut[1 - rank];
+        assert_eq!(other.end, "PL0501", "{name}: {}", other.message);
+    }
+    let rest = gang(folder, &job, 2, &Gang { generation: 3, ..Gang::default() });
+    assert_eq!(rest[0].end, "Finished", "{name}: {}", rest[0].message);
+    let redone = rest[0].digests.len();
+    assert!(redone > 0 && redone < whole.digests.len(), "{name}: {redone} steps were made after the kills");
+    assert_eq!(rest[0].digests, whole.digests[whole.digests.len() - redone..], "{name}");
+}
+
 #[test]
 fn two_processes_have_the_losses_of_one_and_agree_on_the_adapter() {
     let folder = tempfile::tempdir().unwrap();

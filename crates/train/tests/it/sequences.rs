@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tch::Tensor;
 
 use crate::fixture::{Heard, llama_job, parse, run, run_alone, stored};
-use crate::gang::{alone, near};
+use crate::gang::{alone, near, survives_kills};
 use crate::processes::{Gang, gang};
 
 /// Steps of each of the three tasks: two epochs over eight rows, four a step.
@@ -87,6 +87,16 @@ fn two_ranks_learn_what_one_learns(#[case] strategy: Value) {
     job["spec"]["checkpoint"]["store"] = json!(folder.path().join("fast"));
     let fast = gang(folder.path(), &job, 2, &Gang { generation: 2, ..Gang::default() });
     near(&fast[0].losses, &one.losses, 1e-3);
+}
+
+/// Killed at the end of a task and in the midst of the next.
+#[rstest]
+#[case::sequential(sequential())]
+#[case::lae(lae())]
+#[case::mos(mos())]
+fn killed_ranks_leave_no_trace(#[case] strategy: Value) {
+    let folder = tempfile::tempdir().unwrap();
+    survives_kills("a sequence", &job(folder.path(), strategy), folder.path(), [STEPS, STEPS + 2]);
 }
 
 /// Ended in the midst of a task, at its end, and after its first step. A wish of one step is heard in the next.

@@ -9,7 +9,7 @@ use pleach_train::{Outcome, StopSignal};
 use serde_json::{Value, json};
 
 use crate::fixture::{Heard, llama_job, parse, run, run_alone, stored};
-use crate::gang::alone;
+use crate::gang::{alone, survives_kills};
 use crate::processes::{Gang, gang};
 
 /// A strict job of three steps on a tiny model of a family.
@@ -59,6 +59,14 @@ fn two_ranks_train_what_one_trains() {
         let two = gang(folder.path(), &job, 2, &Gang::default());
         assert_eq!((two[0].end.as_str(), &two[0].digests), ("Finished", &one.digests), "{name}: {}", two[0].message);
         assert_eq!(two[0].losses, one.losses, "{name}");
+    }
+}
+
+#[test]
+fn killed_ranks_leave_no_trace() {
+    for (name, make) in ALL {
+        let folder = tempfile::tempdir().unwrap();
+        survives_kills(name, &make(folder.path(), &folder.path().join("model")), folder.path(), [1, 2]);
     }
 }
 

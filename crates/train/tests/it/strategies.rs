@@ -10,7 +10,7 @@ use pleach_train::{Outcome, StopSignal};
 use serde_json::{Map, Value, json};
 
 use crate::fixture::{Heard, llama_job, lm_row, parse, run, run_alone, stored};
-use crate::gang::{alone, near};
+use crate::gang::{alone, near, survives_kills};
 use crate::processes::{Gang, gang};
 
 /// A strict job of several steps with the strategy's example options around the adapter of its tests.
@@ -110,6 +110,14 @@ fn an_interruption_leaves_no_trace() {
             let of = |folder: &Path, step: &str| stored(folder)[&format!("{step}/{file}")].clone();
             assert!(of(&cut, "00000005-g0002") == of(&whole, "00000005-g0001"), "{name}: {file}");
         }
+    });
+}
+
+#[test]
+fn killed_ranks_leave_no_trace() {
+    each(|method, folder| {
+        let job = job(method, folder, &folder.join("model"));
+        survives_kills(method.card().name, &job, folder, [2, 4]);
     });
 }
 

@@ -10,7 +10,7 @@ use pleach_train::{Outcome, StopSignal};
 use serde_json::{Map, Value, json};
 
 use crate::fixture::{Heard, llama_job, parse, run, run_alone, stored};
-use crate::gang::{alone, near};
+use crate::gang::{alone, near, survives_kills};
 use crate::processes::{Gang, gang};
 
 /// A strict job of three steps with the method's example options, on a tiny llama.
@@ -88,6 +88,14 @@ fn an_interruption_leaves_no_trace() {
             let of = |folder: &Path, step: &str| stored(folder)[&format!("{step}/{file}")].clone();
             assert!(of(&cut, "00000003-g0002") == of(&whole, "00000003-g0001"), "{name}: {file}");
         }
+    });
+}
+
+#[test]
+fn killed_ranks_leave_no_trace() {
+    each(|method, folder| {
+        let job = job(method, folder, &folder.join("model"));
+        survives_kills(method.card().name, &job, folder, [1, 2]);
     });
 }
 
