@@ -1,5 +1,6 @@
 //! Jobs as people and scripts read them: states as words, records as JSON.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pleach_base::{Timestamp, human};
@@ -72,6 +73,7 @@ fn task(task: &v1::TaskStatus) -> Value {
         "durable_folder": task.durable_folder,
         "done": task.done,
         "bad_rows": task.bad_rows,
+        "metrics": task.metrics.iter().collect::<BTreeMap<_, _>>(),
         "evals": task.evals.iter().map(eval).collect::<Vec<_>>(),
     })
 }

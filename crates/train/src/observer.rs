@@ -39,6 +39,8 @@ pub struct StepRow {
     pub world: u32,
     /// Resident memory of this rank.
     pub rss_bytes: u64,
+    /// What the method says of the step, such as how evenly a router's experts share the work.
+    pub metrics: BTreeMap<String, f64>,
 }
 
 impl StepRow {
@@ -182,6 +184,7 @@ mod tests {
             skipped: false,
             world: 2,
             rss_bytes: 312 << 20,
+            metrics: BTreeMap::new(),
         };
         assert_eq!(row.line(), "step 12/100 loss 1.2345 grad_norm 0.56 lr 1.0e-3 tok/s 1,234 mem 312 MiB");
         assert!(StepRow { skipped: true, ..row }.line().ends_with("MiB (not finite: skipped)"));

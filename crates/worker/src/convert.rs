@@ -21,6 +21,7 @@ pub(crate) fn step(row: &StepRow, fence: Fence, clock: &dyn Clock) -> v1::StepRo
         skipped: row.skipped,
         unix_ms: unix_ms(clock),
         rss_bytes: row.rss_bytes,
+        metrics: row.metrics.clone().into_iter().collect(),
         ..v1::StepRow::default()
     }
 }

@@ -99,6 +99,7 @@ impl Actor {
             if row.step_seconds > 0.0 {
                 task.tokens_per_second = row.tokens as f64 / row.step_seconds;
             }
+            task.metrics.clone_from(&row.metrics);
             row.durable_step = task.durable_step;
         }
         let heads = self.state.jobs.get(&part.job).map(|job| &job.heads);

@@ -38,6 +38,11 @@ fn record_task(job: &v1::Job, task: &v1::TaskStatus) {
     gauge!("pleach_task_tokens_per_second", &labels).set(task.tokens_per_second);
     gauge!("pleach_task_durable_step", &labels).set(task.durable_step as f64);
     gauge!("pleach_task_durable_lag_steps", &labels).set(task.step.saturating_sub(task.durable_step) as f64);
+    let [tenant, of, name] = labels;
+    for (metric, value) in &task.metrics {
+        let labels = [tenant.clone(), of.clone(), name.clone(), ("metric", metric.clone())];
+        gauge!("pleach_task_metric", &labels).set(*value);
+    }
 }
 
 fn describe() {
@@ -50,7 +55,25 @@ fn describe() {
         ("pleach_task_tokens_per_second", "Real tokens per second in the newest step"),
         ("pleach_task_durable_step", "Newest step in the store"),
         ("pleach_task_durable_lag_steps", "Steps that the store is behind"),
+        ("pleach_task_metric", "What the method says of the newest step, such as a router's largest share"),
     ] {
         metrics::describe_gauge!(name, text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_method_says_of_a_step_is_a_series_of_its_own() {
+        let metrics = [("router/largest_share".to_owned(), 0.75)].into();
+        let task = v1::TaskStatus { name: "mix".into(), step: 3, metrics, ..Default::default() };
+        let job = v1::Job { tenant: "acme".into(), id: "desk".into(), tasks: vec![task], ..Default::default() };
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, || record_task(&job, &job.tasks[0]));
+        let line = r#"pleach_task_metric{tenant="acme",job="desk",task="mix",metric="router/largest_share"} 0.75"#;
+        assert!(handle.render().lines().any(|own| own == line), "{}", handle.render());
     }
 }

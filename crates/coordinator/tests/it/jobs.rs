@@ -54,6 +54,7 @@ async fn a_job_is_submitted_trained_watched_and_ends() {
     let task = &job.tasks[0];
     assert_eq!((task.step, task.durable_step, task.bad_rows, task.done), (8, 8, 2, true));
     assert_eq!((task.loss, task.tokens_per_second, task.evals.len()), (0.125, 200.0, 1));
+    assert_eq!(task.metrics["router/largest_share"], 0.5);
     assert_eq!(task.durable_folder, "steps/00000008-g0001");
     assert!(job.members.is_empty() && job.error_code.is_empty());
 

@@ -144,6 +144,7 @@ impl Worker {
             step_seconds: 0.5,
             generation: at.generation,
             world: at.world,
+            metrics: [("router/largest_share".to_owned(), 0.5)].into(),
             ..StepRow::default()
         };
         let request = SessionRequest {

@@ -276,6 +276,7 @@ impl Round<'_> {
             skipped: result.skipped,
             world: cx.group.world() as u32,
             rss_bytes: memory::resident_bytes(),
+            metrics: result.routing.iter().flat_map(|routing| routing.metrics.iter().cloned()).collect(),
         };
         cx.observer.step(&row);
         let every = cx.job.spec.train.log_every.max(1);
