@@ -186,7 +186,9 @@ fn joiners_get_the_state_from_peers(joiners: &[&str]) {
     }
     cluster.until_fed(world, at);
     assert!(!bench.path("store/default/run/words/steps").exists(), "nothing is in the store yet");
-    assert_eq!(ended(&cluster), [2, world]);
+    // Whoever is ready first need not wait for the others: there may be a generation in between.
+    let worlds = ended(&cluster);
+    assert!(worlds.is_sorted() && worlds.first() == Some(&2) && worlds.last() == Some(&world), "{worlds:?}");
     let feeds = cluster.feeds();
     assert!(feeds.resumed_from_memory(), "{:?}", feeds.sources());
 }
