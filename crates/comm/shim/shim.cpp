@@ -112,6 +112,11 @@ c10::intrusive_ptr<c10d::Work> launch(
   }
 }
 
+// c10d notes every collective in a flight recorder of the whole process. Its map of groups is filled without a lock, so two
+// groups whose first collectives meet tear it, and the process dies of that. It is turned off before main, while the
+// process has one thread: whoever sets the variable would choose to crash.
+[[maybe_unused]] const int recorder_off = setenv("TORCH_FR_BUFFER_SIZE", "0", 1);
+
 // A peer's death is expected here and told by an error; c10d would also print a stack trace for each.
 void quiet() {
   if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr) {
