@@ -18,7 +18,8 @@ pub(super) const PAGE: Page = Page {
     setup: "\
 A vision transformer of width 64 with two blocks, pretrained on the digits 0 to 4, learns 5 to 9 through AdaptFormer without biases. Its head \
 is frozen as well: the new digits are read from the old five classes, so that the adapter does all the work. 450 images are trained on, the \
-other 444 measured. `qat1` and `float1` have adapters of the same size in their files.",
+other 444 measured, in 400 steps of 64. `qat32` and `float1` have files of about the same size. Of the learning rates 0.003 to 0.1 each arm \
+has the one that was best on seeds 0 and 1; `ptq32` has that of `float32`, which it codes.",
     seeds: SEEDS,
     arms: &[
         Arm { name: "qat32", what: "width 32, trained with one bit a weight" },
@@ -56,15 +57,16 @@ other 444 measured. `qat1` and `float1` have adapters of the same size in their 
 const ACCURACY: &str = "accuracy on new digits";
 const BYTES: &str = "stored";
 
-fn arms() -> Result<[(&'static str, Arc<dyn AdapterConfig>); 4]> {
+/// Name, configuration and learning rate.
+fn arms() -> Result<[(&'static str, Arc<dyn AdapterConfig>, f64); 4]> {
     let adapter = |dim: u32| json!({"method": "adaptformer", "dim": dim, "scale": 1.0, "dropout": 0.0, "bias": false});
     let coded = |method: &str| around(MethodKind::Compress, &json!({"method": method, "bit": 1}), &adapter(32));
     let float = |dim: u32| options(&adapter(dim));
     Ok([
-        ("qat32", coded("adapter_qat")?),
-        ("float32", float(32)?),
-        ("float1", float(1)?),
-        ("ptq32", coded("adapter_ptq")?),
+        ("qat32", coded("adapter_qat")?, 3e-2),
+        ("float32", float(32)?, 1e-2),
+        ("float1", float(1)?, 3e-2),
+        ("ptq32", coded("adapter_ptq")?, 1e-2),
     ])
 }
 
@@ -78,9 +80,9 @@ fn run(cx: &Cx) -> Result<Scores> {
     let model = before.trained(&whole)?;
     let (train, test) = all.only(&[5, 6, 7, 8, 9]).split(key.named("split"), 450);
     let mut scores = Scores::default();
-    for (arm, config) in arms()? {
+    for (arm, config, lr) in arms()? {
         let adapter = adapter_of(&*model.model, config, key.named("adapter"))?;
-        let recipe = Recipe { weight_decay: 1e-4, warmup: cx.steps(30), ..Recipe::new(cx.steps(300), 64, 3e-3) };
+        let recipe = Recipe { weight_decay: 1e-4, warmup: cx.steps(30), ..Recipe::new(cx.steps(400), 64, lr) };
         fit(&*model.model, &adapter, &recipe, &train, key.named("order"))?;
         scores.set(arm, ACCURACY, accuracy(&*model.model, &adapter, &test)?);
         scores.set(arm, BYTES, stored(&adapter)?);
