@@ -32,6 +32,9 @@ struct Args {
     /// Two seeds at a twentieth of the steps: shows that a page runs, and writes nothing
     #[arg(long)]
     reduced: bool,
+    /// The first N seeds at all steps: shows which way a page goes, and writes nothing
+    #[arg(long, value_name = "N")]
+    seeds: Option<u64>,
     /// Folder of the pages that are written
     #[arg(long, default_value = "docs/papers")]
     docs: PathBuf,
@@ -75,7 +78,8 @@ fn all(args: &Args) -> Result<bool> {
     let pages = chosen(&args.pages)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let device = if args.gpu { gpu()? } else { Device::Cpu };
-    let options = Options { device, threads: args.threads.unwrap_or(cores), reduced: args.reduced };
+    let options = Options { device, threads: args.threads.unwrap_or(cores), reduced: args.reduced, seeds: args.seeds };
+    let writes = !args.reduced && !args.dry && args.seeds.is_none();
     let mut outcomes = Vec::new();
     for page in pages {
         let told = |seed: u64, seconds: f64| eprintln!("page {:02} seed {seed}: {seconds:.1} s", page.number);
@@ -83,18 +87,18 @@ fn all(args: &Args) -> Result<bool> {
         if args.output == Output::Text {
             println!("{}", report::text(page, &outcome));
         }
-        if !args.reduced && !args.dry {
+        if writes {
             report::write(&args.docs, page, &outcome)?;
         }
         outcomes.push(outcome);
     }
-    if !args.reduced && !args.dry {
+    if writes {
         report::write_index(&args.docs)?;
     }
     if args.output == Output::Json {
         println!("{}", serde_json::to_string_pretty(&outcomes).unwrap_or_default());
     }
-    Ok(args.reduced || outcomes.iter().all(Outcome::explained))
+    Ok(args.reduced || args.seeds.is_some() || outcomes.iter().all(Outcome::explained))
 }
 
 fn chosen(numbers: &[u32]) -> Result<Vec<&'static Page>> {

@@ -19,6 +19,8 @@ pub struct Options {
     pub threads: usize,
     /// At a twentieth of the steps, with two seeds.
     pub reduced: bool,
+    /// The first so many seeds instead of all.
+    pub seeds: Option<u64>,
 }
 
 /// Seeds of a reduced run.
@@ -29,7 +31,8 @@ const FEW: u64 = 2;
 /// # Errors
 /// Those of the page; `INTERNAL` when it does not measure what it says.
 pub fn run(page: &Page, options: &Options, told: &(dyn Fn(u64, f64) + Sync)) -> Result<Outcome> {
-    let seeds = if options.reduced { FEW } else { page.seeds };
+    let usual = if options.reduced { FEW } else { page.seeds };
+    let seeds = options.seeds.unwrap_or(usual).clamp(1, page.seeds);
     let clock = SystemClock::shared();
     let (begun, worked) = (clock.elapsed(), worked());
     let one = |seed: u64| {
