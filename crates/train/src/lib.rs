@@ -23,6 +23,7 @@ mod phase;
 mod record;
 pub mod schedule;
 mod stop;
+mod times;
 
 pub use engine::{
     Course, CourseRows, Engine, Forwarded, Labelled, Mode, Objective, PassInput, Saved, StepBatch, StepResult,
@@ -36,3 +37,4 @@ pub use observer::{DurableRow, EvalRow, Level, Observer, Silent, StepRow, TaskSt
 pub use phase::Phase;
 pub use record::{CommitRow, Heads, Record, Recorded};
 pub use stop::{StopSignal, Wish};
+pub use times::{Stage, StepTimes, Stopwatch};

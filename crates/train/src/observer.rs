@@ -7,6 +7,7 @@ use pleach_base::{Step, TaskName, human};
 
 use crate::phase::Phase;
 use crate::record::CommitRow;
+use crate::times::StepTimes;
 
 /// One optimiser step of one task, the same on every rank except for `rss_bytes` and times.
 #[derive(Clone, Debug, PartialEq)]
@@ -138,6 +139,8 @@ pub enum Level {
 pub trait Observer: Send + Sync {
     /// A step was committed or skipped.
     fn step(&self, _row: &StepRow) {}
+    /// Where the time of a step went. Told after everything that belongs to it.
+    fn times(&self, _times: StepTimes) {}
     /// The ranks agreed on a step: it is to be recorded (rank 0 only). Also told of steps that an earlier generation made
     /// and nobody recorded.
     fn commit(&self, _row: &CommitRow) {}

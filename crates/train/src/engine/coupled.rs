@@ -18,6 +18,7 @@ use super::step::{Computed, Machine, Unit, note_broken};
 use super::task::Task;
 use crate::agree;
 use crate::loss::{self, Counts};
+use crate::times::Stage;
 
 /// The rows of a step on this rank.
 pub(super) struct Rows<'a> {
@@ -59,6 +60,7 @@ pub(super) fn row_by_row(
     }
     let all = machine.exchange(|| reduced(machine.group, task, rows.lanes, &computed))?;
     let (term, cotangent) = derivative(task, all.as_ref());
+    machine.watch.enter(Stage::Backward);
     let mut kept = kept.into_iter();
     for (unit, computed) in rows.units.iter().zip(&mut computed) {
         for micro in &unit.micro_batches {

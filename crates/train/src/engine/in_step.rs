@@ -12,6 +12,7 @@ use super::pass::{PassInput, forward_with};
 use super::peers::Linked;
 use super::step::{Computed, Machine, note_broken};
 use super::task::Task;
+use crate::times::Stage;
 use crate::{agree, loss};
 
 /// As [`coupled::row_by_row`]. A collective call.
@@ -49,6 +50,7 @@ pub(super) fn row_by_row(
     let mut computed = Computed { number: machine.group.rank(), grads: Tensor::new(), sum, sums };
     let all = coupled::reduced(machine.group, task, rows.lanes, std::slice::from_ref(&computed))?;
     let (term, cotangent) = coupled::derivative(task, all.as_ref());
+    machine.watch.enter(Stage::Backward);
     for round in 0..rounds {
         machine.observer.progress();
         agree::alive(machine.group)?;

@@ -49,6 +49,7 @@ use crate::eval::{EvalSet, Metric};
 use crate::observer::{EvalRow, Observer};
 use crate::phase::Phase;
 use crate::stop::Wish;
+use crate::times::{Stage, Stopwatch};
 use step::Machine;
 
 /// Trains several adapters on one frozen model, as one rank of a gang.
@@ -57,6 +58,7 @@ pub struct Engine<'a> {
     group: &'a dyn Collective,
     observer: Arc<dyn Observer>,
     clock: SharedClock,
+    watch: Arc<Stopwatch>,
     tasks: IndexMap<TaskName, Task>,
 }
 
@@ -87,7 +89,14 @@ impl<'a> Engine<'a> {
         observer: Arc<dyn Observer>,
         clock: SharedClock,
     ) -> Self {
-        Self { model, group, observer, clock, tasks: IndexMap::new() }
+        let watch = Arc::new(Stopwatch::new(Arc::clone(&clock)));
+        Self { model, group, observer, clock, watch, tasks: IndexMap::new() }
+    }
+
+    /// Measures what the operations do, once it is started.
+    #[must_use]
+    pub fn stopwatch(&self) -> Arc<Stopwatch> {
+        Arc::clone(&self.watch)
     }
 
     /// Adds a task at step 0.
@@ -202,10 +211,11 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// As there.
     pub fn optim_step_saying(&mut self, name: &TaskName, word: Word) -> Result<StepResult> {
+        self.watch.enter(Stage::Optimiser);
         self.observer.phase(Phase::BeforeCommit);
-        let (observer, clock) = (Arc::clone(&self.observer), Arc::clone(&self.clock));
+        let (observer, clock, watch) = (Arc::clone(&self.observer), Arc::clone(&self.clock), self.stopwatch());
         let (model, group, waited) = (self.model, self.group, Default::default());
-        let machine = Machine { model, group, observer: observer.as_ref(), clock: &clock, waited };
+        let machine = Machine { model, group, observer: observer.as_ref(), clock: &clock, watch: &watch, waited };
         update::optim_step(&machine, self.task_mut(name)?, word)
     }
 
@@ -319,7 +329,14 @@ impl<'a> Engine<'a> {
 
     fn machine(&self) -> Machine<'_> {
         let waited = Default::default();
-        Machine { model: self.model, group: self.group, observer: self.observer.as_ref(), clock: &self.clock, waited }
+        Machine {
+            model: self.model,
+            group: self.group,
+            observer: self.observer.as_ref(),
+            clock: &self.clock,
+            watch: &self.watch,
+            waited,
+        }
     }
 
     fn agree_on(&self, task: &Task) -> Result<()> {

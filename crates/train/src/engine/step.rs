@@ -26,6 +26,7 @@ use super::{blockwise, coupled, in_step};
 use crate::loss::{self, Counts, Term, contrastive};
 use crate::observer::Observer;
 use crate::phase::Phase;
+use crate::times::{Stage, Stopwatch};
 use crate::{agree, clip, lanes};
 
 /// What the step runs on.
@@ -34,6 +35,8 @@ pub(super) struct Machine<'a> {
     pub(super) group: &'a dyn Collective,
     pub(super) observer: &'a dyn Observer,
     pub(super) clock: &'a SharedClock,
+    /// Told what is being done.
+    pub(super) watch: &'a Stopwatch,
     /// How long it waited for other ranks.
     pub(super) waited: Cell<Duration>,
 }
@@ -47,7 +50,7 @@ impl Machine<'_> {
     /// An exchange in the midst of the work.
     pub(super) fn exchange<T>(&self, with_others: impl FnOnce() -> T) -> T {
         let begun = self.clock.elapsed();
-        let result = with_others();
+        let result = self.watch.during(Stage::Wait, with_others);
         self.waited.set(self.waited.get() + self.clock.elapsed().saturating_sub(begun));
         result
     }
@@ -95,6 +98,7 @@ pub(super) fn forward_backward_rows(machine: &Machine<'_>, task: &Task, rows: Mi
 fn compute(machine: &Machine<'_>, task: &Task, units: &[Unit], lane_rows: &[usize]) -> Result<Pending> {
     let all = || units.iter().flat_map(|unit| &unit.micro_batches);
     let local = [all().map(|m| m.count).sum::<f64>(), all().map(|m| m.tokens as f64).sum::<f64>()];
+    machine.watch.enter(Stage::Wait);
     let totals = agree::sums(machine.group, &local)?;
     let present = present(machine, task, units)?;
     let denominators = task.setup.objective.counts(totals[0]);
@@ -102,6 +106,7 @@ fn compute(machine: &Machine<'_>, task: &Task, units: &[Unit], lane_rows: &[usiz
     // What a step that was cut short left.
     drop(task.take_sums());
     let begun = machine.worked();
+    machine.watch.enter(Stage::Forward);
     let (mut batch_term, lanes) = (0.0, lane_rows.len());
     let computed = match task.setup.objective {
         Objective::Contrastive { temperature } => {
@@ -118,6 +123,7 @@ fn compute(machine: &Machine<'_>, task: &Task, units: &[Unit], lane_rows: &[usiz
     };
     let compute_seconds = machine.worked().saturating_sub(begun).as_secs_f64();
     machine.observer.phase(Phase::AfterBackward);
+    machine.watch.enter(Stage::Reduce);
     machine.observer.phase(Phase::DuringReduce);
     let (mut grads, sum) = reduce(machine.group, task, lanes, &computed)?;
     let own_term = regularise(task, &mut grads) + batch_term;
@@ -197,6 +203,7 @@ fn row_by_row(
     for unit in units {
         let mut sum = 0.0;
         for micro in &unit.micro_batches {
+            machine.watch.enter(Stage::Forward);
             machine.observer.progress();
             agree::alive(machine.group)?;
             let Some(targets) = &micro.targets else { continue };
@@ -210,6 +217,7 @@ fn row_by_row(
             if passes.weights.len() > 1 {
                 let terms = several(machine, task, objective, &micro.passes[0], targets, &passes)?;
                 note(&terms);
+                machine.watch.enter(Stage::Backward);
                 if let Some(total) = loss::total(&terms, denominators).filter(Tensor::requires_grad) {
                     total.backward();
                 }
@@ -280,8 +288,14 @@ fn backward(
     scalar: &mut dyn FnMut(&Output) -> Result<Option<Tensor>>,
 ) -> Result<()> {
     let adapter = &task.setup.adapter;
+    machine.watch.enter(Stage::Forward);
+    let mut scalar = |output: &Output| {
+        let total = scalar(output);
+        machine.watch.enter(Stage::Backward);
+        total
+    };
     if task.setup.checkpointing {
-        return blockwise::backward(machine.model, adapter, input, mode, scalar, &mut || None, None);
+        return blockwise::backward(machine.model, adapter, input, mode, &mut scalar, &mut || None, None);
     }
     let output = forward(machine.model, adapter, input, mode);
     let total = scalar(&output)?;
@@ -313,6 +327,7 @@ fn across_rows(
     }
     let (queries, passages) = machine.exchange(|| gather(machine, lane_rows, &embedded))?;
     let (d_queries, d_passages, sum) = contrastive::cotangents(&queries, &passages, temperature);
+    machine.watch.enter(Stage::Backward);
     let mut at = own_start(machine.group, lane_rows);
     let mut computed = Vec::with_capacity(units.len());
     for (index, (unit, pairs)) in units.iter().zip(embedded).enumerate() {

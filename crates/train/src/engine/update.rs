@@ -8,6 +8,7 @@ use super::course;
 use super::step::Machine;
 use super::task::{Pending, Task};
 use crate::stop::Wish;
+use crate::times::Stage;
 use crate::{agree, clip};
 
 /// What a step did; the same on every rank.
@@ -73,6 +74,7 @@ pub(super) fn optim_step(machine: &Machine<'_>, task: &mut Task, word: Word) -> 
     };
     end_phase(machine, task)?;
     task.step += 1;
+    machine.watch.enter(Stage::Commit);
     task.state_digest = task.digest()?;
     (task.whole, task.loss) = (true, pending.loss);
     let adapter = &task.setup.adapter;

@@ -15,6 +15,7 @@ use crate::observer::{EvalRow, Level, StepRow};
 use crate::phase::Phase;
 use crate::record::{CommitRow, sample_digest};
 use crate::stop::Wish;
+use crate::times::Stage;
 use crate::{lanes, memory};
 
 pub(super) fn run(cx: &JobContext<'_>, warm: &mut Warm) -> Result<Outcome> {
@@ -128,7 +129,8 @@ impl Round<'_> {
     }
 
     fn save(&mut self, index: usize) -> Result<()> {
-        self.tasks[index].save(&self.engine, &self.ground, self.checkpoints[index].as_ref())
+        let (task, checkpoints) = (&mut self.tasks[index], self.checkpoints[index].as_ref());
+        self.engine.stopwatch().during(Stage::Checkpoint, || task.save(&self.engine, &self.ground, checkpoints))
     }
 
     /// Steps of all tasks in turn; ends with what a rank asked for, or when all steps are done.
@@ -156,7 +158,8 @@ impl Round<'_> {
     fn step(&mut self, index: usize, step: u64) -> Result<Wish> {
         let cx = self.ground.cx;
         cx.stop.check()?;
-        let begun = cx.clock.elapsed();
+        let (begun, watch) = (cx.clock.elapsed(), self.engine.stopwatch());
+        watch.start(Stage::Data);
         let task = &mut self.tasks[index];
         let lanes = lanes::of_rank(task.data.plan().lanes(), cx.group.rank(), cx.group.world());
         let batch = task.data.batch(step, lanes)?;
@@ -178,6 +181,9 @@ impl Round<'_> {
         // A gang that is waited for ends at once; the next one does the rest.
         if result.wish != Wish::Yield {
             self.after(index, result.step)?;
+        }
+        if let Some(times) = watch.stop(vec![self.tasks[index].name.clone()], result.step) {
+            cx.observer.times(times);
         }
         Ok(result.wish)
     }
@@ -245,10 +251,11 @@ impl Round<'_> {
     fn evaluate(&mut self, index: usize) -> Result<()> {
         let task = &mut self.tasks[index];
         let Some((set, metrics)) = &task.eval else { return Ok(()) };
-        let row = match self.engine.evaluate_sequence(&task.name)? {
-            Some(row) => EvalRow { samples: set.len() as u64, ..row },
-            None => self.engine.evaluate(&task.name, set, metrics)?,
+        let evaluate = || match self.engine.evaluate_sequence(&task.name)? {
+            Some(row) => Ok(EvalRow { samples: set.len() as u64, ..row }),
+            None => self.engine.evaluate(&task.name, set, metrics),
         };
+        let row = self.engine.stopwatch().during(Stage::Evaluate, evaluate)?;
         for (name, value) in &row.metrics {
             task.note(format!("eval/{name}"), *value);
         }

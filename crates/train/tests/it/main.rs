@@ -20,4 +20,5 @@ mod snnk;
 mod sparse;
 mod strategies;
 mod tasks;
+mod times;
 mod zoo;
