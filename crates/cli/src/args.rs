@@ -100,6 +100,8 @@ pub(crate) enum Command {
     Logs(Logs),
     /// Tell the history of a job: who trained, who was lost and why, what was recorded
     Events(Events),
+    /// Show where the time of the newest steps went, rank by rank
+    Profile(Profile),
     /// Prove from records and data that each row of an epoch was trained exactly once
     Audit(Audit),
     /// Ask a job to stop: it finishes the step and writes a checkpoint
@@ -155,6 +157,9 @@ pub(crate) struct Train {
     /// Where the job's state is kept, so that the same command goes on after an interruption
     #[arg(long, value_name = "FOLDER", default_value = ".pleach/train")]
     pub(crate) state: PathBuf,
+    /// Show at the end where the time of the newest steps went, and write those steps as a Chrome trace
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -217,6 +222,18 @@ pub(crate) struct Events {
     /// Go on until the job ends; JSON is then one line each
     #[arg(long, short)]
     pub(crate) follow: bool,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// `profile`.
+#[derive(Debug, Args)]
+pub(crate) struct Profile {
+    /// The job
+    pub(crate) job: String,
+    /// Also write these steps as a Chrome trace, for chrome://tracing or Perfetto
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) output: Output,
 }

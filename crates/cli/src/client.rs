@@ -171,6 +171,12 @@ impl Client {
         Ok(call!(self.jobs.list_commits(request)).commits)
     }
 
+    /// Where the time of the newest steps went.
+    pub(crate) async fn profile(&mut self, id: &str) -> Result<v1::GetProfileResponse> {
+        let request = v1::GetProfileRequest { id: id.to_owned() };
+        Ok(call!(self.jobs.get_profile(request)))
+    }
+
     pub(crate) async fn checkpoints(&mut self, job: &str) -> Result<Vec<v1::Checkpoint>> {
         let request = v1::ListCheckpointsRequest { job: job.to_owned(), task: String::new() };
         Ok(call!(self.checkpoints.list_checkpoints(request)).checkpoints)

@@ -13,7 +13,7 @@ use crate::args::{Cli, Global};
 const NAME: &str = "pleach-worker";
 /// Subcommands of the worker binary that users call through `pleach`.
 pub(crate) const TENSOR_COMMANDS: &[&str] =
-    &["parity", "merge", "unmerge", "compose", "export", "import", "diff", "generate", "eval", "profile"];
+    &["parity", "merge", "unmerge", "compose", "export", "import", "diff", "generate", "eval"];
 
 /// Replaces this process by a worker.
 ///

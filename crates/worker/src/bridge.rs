@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pleach_proto::v1::Ready;
 use pleach_proto::v1::report_request::Report;
 use pleach_proto::v1::session_request::Message;
-use pleach_train::{CommitRow, DurableRow, EvalRow, Level, Observer, Phase, Recorded, StepRow, TaskStatus};
+use pleach_train::{CommitRow, DurableRow, EvalRow, Level, Observer, Phase, Recorded, StepRow, StepTimes, TaskStatus};
 
 use crate::convert;
 use crate::gang::Surroundings;
@@ -51,6 +51,11 @@ impl Observer for Bridge {
         if self.is_speaker() {
             self.stream(Message::Step(convert::step(row, self.part.fence, self.around.clock.as_ref())));
         }
+    }
+
+    fn times(&self, times: StepTimes) {
+        let rank = u32::try_from(self.rank).unwrap_or(u32::MAX);
+        self.around.heart.times.push(&self.part, rank, convert::times(&times));
     }
 
     fn commit(&self, row: &CommitRow) {

@@ -1,8 +1,10 @@
 //! Rows of `train` as messages.
 
+use std::time::Duration;
+
 use pleach_base::{Clock, Fence, Generation, Term};
 use pleach_proto::v1;
-use pleach_train::{CommitRow, DurableRow, EvalRow, Heads, Level, Record, StepRow, TaskStatus};
+use pleach_train::{CommitRow, DurableRow, EvalRow, Heads, Level, Record, Stage, StepRow, StepTimes, TaskStatus};
 
 pub(crate) fn step(row: &StepRow, fence: Fence, clock: &dyn Clock) -> v1::StepRow {
     v1::StepRow {
@@ -94,6 +96,31 @@ pub(crate) fn log(level: Level, text: &str, worker: &str, clock: &dyn Clock) -> 
         Level::Warn => "warn",
     };
     v1::LogLine { unix_ms: unix_ms(clock), worker: worker.to_owned(), level: level.to_owned(), text: text.to_owned() }
+}
+
+pub(crate) fn times(times: &StepTimes) -> v1::StepTimes {
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let stage = |(of, time): &(Stage, Duration)| v1::StageTime { stage: stage(*of).into(), micros: micros(*time) };
+    v1::StepTimes {
+        tasks: times.tasks.iter().map(ToString::to_string).collect(),
+        step: times.step,
+        begun_unix_us: micros(times.begun),
+        stages: times.stages.iter().map(stage).collect(),
+    }
+}
+
+fn stage(stage: Stage) -> v1::Stage {
+    match stage {
+        Stage::Data => v1::Stage::Data,
+        Stage::Wait => v1::Stage::Wait,
+        Stage::Forward => v1::Stage::Forward,
+        Stage::Backward => v1::Stage::Backward,
+        Stage::Reduce => v1::Stage::Reduce,
+        Stage::Optimiser => v1::Stage::Optimiser,
+        Stage::Commit => v1::Stage::Commit,
+        Stage::Evaluate => v1::Stage::Evaluate,
+        Stage::Checkpoint => v1::Stage::Checkpoint,
+    }
 }
 
 fn unix_ms(clock: &dyn Clock) -> i64 {

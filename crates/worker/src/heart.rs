@@ -9,6 +9,7 @@ use pleach_proto::v1::Heartbeat;
 use tokio::sync::Notify;
 
 use crate::reporter::Part;
+use crate::times::Untold;
 
 /// The state of the worker as its heartbeats tell it.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub(crate) struct Heart {
     part: Mutex<Option<Part>>,
     /// Seconds that this rank computed in its last step, as bits.
     compute: AtomicU64,
+    /// Where the time of the last steps went.
+    pub(crate) times: Untold,
     /// Milliseconds of the clock at which the coordinator was last heard.
     heard: AtomicU64,
     /// Milliseconds that the coordinator lets a gang train without it; 0 before it said so.
@@ -36,6 +39,7 @@ impl Heart {
             draining: AtomicBool::new(false),
             part: Mutex::new(None),
             compute: AtomicU64::new(0),
+            times: Untold::default(),
             heard: AtomicU64::new(millis(clock.elapsed())),
             grace: AtomicU64::new(0),
             changed: Notify::new(),

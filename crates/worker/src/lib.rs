@@ -22,6 +22,7 @@ mod pulse;
 mod reporter;
 mod session;
 mod telemetry;
+mod times;
 mod verdict;
 mod watchdog;
 mod watched;

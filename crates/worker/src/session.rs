@@ -179,11 +179,21 @@ impl Keeper {
                 return Err(Refusal { error: code::UNREACHABLE.error(said), leader: None });
             }
             // A stream that takes nothing is found by the same clock.
-            match tokio::time::timeout(patience, send.send(request)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => return Ok(()),
+            let beats = matches!(request.message, Some(Message::Heartbeat(_)));
+            let times = beats.then(|| self.times()).flatten();
+            for request in std::iter::once(request).chain(times) {
+                match tokio::time::timeout(patience, send.send(request)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) | Err(_) => return Ok(()),
+                }
             }
         }
+    }
+
+    /// What goes along with a heartbeat.
+    fn times(&self) -> Option<SessionRequest> {
+        let (part, times) = self.heart.times.take()?;
+        Some(request(&self.identity, Some(&part), Message::Times(times)))
     }
 
     fn heartbeat(&self) -> SessionRequest {

@@ -11,9 +11,11 @@ mod lengths;
 mod logs;
 mod methods;
 mod plan;
+mod profile;
 mod pull;
 mod schema;
 mod submit;
+mod trace;
 mod train;
 mod version;
 mod watch;
@@ -39,6 +41,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Describe(args) => describe::run(&global, &args).await?,
         Command::Events(args) => events::run(&global, &args).await?,
         Command::Logs(args) => logs::run(&global, &args).await?,
+        Command::Profile(args) => profile::run(&global, &args).await?,
         Command::Cancel(args) => cancel::run(&global, &args).await?,
         Command::Delete(args) => connect(&global).await?.delete(&args.job).await?,
         Command::Pull(args) => pull::run(&global, &args).await?,

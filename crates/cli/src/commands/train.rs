@@ -13,6 +13,7 @@ use pleach_proto::v1::{self, JobState};
 use pleach_spec::{Job, Loaded};
 use tokio::sync::mpsc::unbounded_channel;
 
+use super::profile;
 use super::submit::{absolute_paths, load};
 use super::watch::adapters;
 use crate::args::{Global, Train};
@@ -33,7 +34,7 @@ pub(super) async fn run(global: &Global, args: Train) -> Result<ExitCode> {
     let here = Global { address: address.clone(), token: None, ca: None, ..global.clone() };
     let mut client = Client::connect(&here, &job.metadata.tenant).await?;
     let entered = enter(&mut client, &job).await.map_err(|error| places.locate(error));
-    let trained = match entered {
+    let mut trained = match entered {
         Ok(stored) if view::ended(&stored) => {
             out::note(format!("{} is done already: another metadata.name trains anew", stored.id));
             Ok(Some(stored))
@@ -45,6 +46,10 @@ pub(super) async fn run(global: &Global, args: Train) -> Result<ExitCode> {
         }
         Err(error) => Err(error),
     };
+    if let (Some(file), Ok(_)) = (&args.trace, &trained) {
+        let traced = trace(&mut client, &job.metadata.name, file).await;
+        trained = traced.and(trained);
+    }
     // However it went: the state file is closed in order.
     running.stop("the command is over").await?;
     let ended = trained?;
@@ -100,6 +105,13 @@ async fn train(client: &mut Client, job: &Job, seen: u64, recruit: Recruit, coun
     orders.drain.cancel();
     crew.await?;
     Ok(last(client, &id).await)
+}
+
+/// Shows where the time went, on standard error, and writes it to `file`.
+async fn trace(client: &mut Client, id: &str, file: &Path) -> Result<()> {
+    let profile = client.profile(id).await?;
+    out::note(profile::page(&profile).trim_end());
+    profile::write_trace(file, &profile)
 }
 
 /// The job, if it has ended.

@@ -23,6 +23,7 @@ struct State {
     break_after: Option<usize>,
     calls: Vec<String>,
     commits: Vec<CommitRecord>,
+    profile: GetProfileResponse,
 }
 
 impl Fake {
@@ -44,6 +45,11 @@ impl Fake {
     /// What is recorded.
     pub(crate) fn record(&self, commits: Vec<CommitRecord>) {
         self.0.lock().expect("no panic").commits = commits;
+    }
+
+    /// Where the time went.
+    pub(crate) fn took(&self, profile: GetProfileResponse) {
+        self.0.lock().expect("no panic").profile = profile;
     }
 
     /// The calls so far, as `tenant|bearer|what`.
@@ -122,6 +128,12 @@ impl JobService for Fake {
         self.found(&request.get_ref().id)?;
         let commits = self.0.lock().expect("no panic").commits.clone();
         Ok(Response::new(ListCommitsResponse { commits }))
+    }
+
+    async fn get_profile(&self, request: Request<GetProfileRequest>) -> Result<Response<GetProfileResponse>, Status> {
+        self.note(&request, "profile".into());
+        self.found(&request.get_ref().id)?;
+        Ok(Response::new(self.0.lock().expect("no panic").profile.clone()))
     }
 
     async fn delete_job(&self, request: Request<DeleteJobRequest>) -> Result<Response<DeleteJobResponse>, Status> {

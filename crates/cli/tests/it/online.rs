@@ -163,3 +163,29 @@ async fn cancel_waits_for_the_end_and_passes_the_reason_on() {
     assert!(err.contains("waiting for demo to finish its step and write a checkpoint"), "{err}");
     assert_eq!(calls[0], "default|-|cancel too slow");
 }
+
+#[tokio::test]
+async fn a_profile_is_shown_and_written_as_a_trace() {
+    let (fake, address) = Fake::serve(job(JobState::Running, ""), Vec::new(), None).await;
+    let time = |stage: Stage, micros| StageTime { stage: stage.into(), micros };
+    let steps = vec![StepTimes {
+        tasks: vec!["search".into()],
+        step: 3,
+        begun_unix_us: 5,
+        stages: vec![time(Stage::Data, 250), time(Stage::Forward, 750)],
+    }];
+    fake.took(GetProfileResponse { generation: 1, ranks: vec![RankTimes { worker: "w0".into(), rank: 0, steps }] });
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("trace.json");
+    let mut command = pleach(&["profile", "demo", "-o", "json", "--trace", file.to_str().expect("text")]);
+    command.env("PLEACH_ADDRESS", format!("http://{address}"));
+    let (code, out, err) = tokio::task::spawn_blocking(move || run(&mut command)).await.expect("ran");
+    assert_eq!((code, err.as_str()), (0, ""));
+    let value: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(
+        (value["ranks"][0]["input_wait_share"].as_f64(), value["ranks"][0]["steps"].as_u64()),
+        (Some(0.25), Some(1))
+    );
+    let trace: serde_json::Value = serde_json::from_slice(&std::fs::read(file).expect("written")).expect("JSON");
+    assert_eq!(trace["traceEvents"].as_array().map(Vec::len), Some(7), "a name, and two bars within one");
+}

@@ -18,6 +18,8 @@ pub(crate) struct Overview {
     pub(crate) workers: Vec<Worker>,
     /// All jobs, without their specs.
     pub(crate) jobs: Vec<(JobState, v1::Job)>,
+    /// The share of its steps that each job's training waits for input, where that is known.
+    pub(crate) input_wait: Vec<(JobKey, f64)>,
 }
 
 impl Actor {
@@ -103,14 +105,16 @@ impl Actor {
             let job = v1::Job { spec_json: String::new(), ..entry.job(key) };
             (entry.record.sched.state, job)
         };
+        let waits = |(key, entry): (&JobKey, &Entry)| Some((key.clone(), entry.profile.input_wait_share()?));
         Overview {
             term: self.term(),
             workers: self.state.workers.values().cloned().collect(),
             jobs: self.entries.iter().map(brief).collect(),
+            input_wait: self.entries.iter().filter_map(waits).collect(),
         }
     }
 
-    fn entry(&self, key: &JobKey) -> Result<&Entry> {
+    pub(super) fn entry(&self, key: &JobKey) -> Result<&Entry> {
         self.entries.get(key).ok_or_else(|| self.not_found(key))
     }
 

@@ -5,6 +5,7 @@ mod batch;
 mod effects;
 mod jobs;
 mod seat;
+mod times;
 mod workers;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -25,6 +26,7 @@ use crate::db::{Backend, JobRecord, Stored};
 use crate::view;
 use crate::watch::View;
 use batch::Batch;
+use times::Profile;
 use workers::Reports;
 
 pub(crate) use jobs::Overview;
@@ -54,6 +56,7 @@ struct Entry {
     events: VecDeque<u64>,
     /// The oldest kept record of each task.
     oldest: BTreeMap<TaskName, u64>,
+    profile: Profile,
     views: watch::Sender<Arc<View>>,
 }
 
@@ -63,7 +66,8 @@ impl Entry {
         let job = view::job(&key, &record, &tasks, last_seq);
         let view = View { job, ended: record.sched.state.is_terminal() };
         let views = watch::channel(Arc::new(view)).0;
-        Self { record, tasks, first_seq, last_seq, reserved, events, oldest, views }
+        let profile = Profile::default();
+        Self { record, tasks, first_seq, last_seq, reserved, events, oldest, profile, views }
     }
 
     fn job(&self, key: &JobKey) -> v1::Job {

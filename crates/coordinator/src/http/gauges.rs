@@ -29,6 +29,10 @@ fn record(overview: &Overview) {
             record_task(job, task);
         }
     }
+    for (key, share) in &overview.input_wait {
+        let labels = [("tenant", key.tenant.to_string()), ("job", key.job.to_string())];
+        gauge!("pleach_job_input_wait_share", &labels).set(*share);
+    }
 }
 
 fn record_task(job: &v1::Job, task: &v1::TaskStatus) {
@@ -55,6 +59,10 @@ fn describe() {
         ("pleach_task_tokens_per_second", "Real tokens per second in the newest step"),
         ("pleach_task_durable_step", "Newest step in the store"),
         ("pleach_task_durable_lag_steps", "Steps that the store is behind"),
+        (
+            "pleach_job_input_wait_share",
+            "Share of the newest steps that the training thread which waits longest waits for input",
+        ),
         ("pleach_task_metric", "What the method says of the newest step, such as a router's largest share"),
     ] {
         metrics::describe_gauge!(name, text);

@@ -4,8 +4,8 @@ use pleach_base::code;
 use pleach_proto::v1::job_service_server::JobService;
 use pleach_proto::v1::{
     CancelJobRequest, CancelJobResponse, DeleteJobRequest, DeleteJobResponse, GetJobRequest, GetJobResponse,
-    ListCommitsRequest, ListCommitsResponse, ListJobsRequest, ListJobsResponse, SubmitJobRequest, SubmitJobResponse,
-    WatchJobRequest, WatchJobResponse,
+    GetProfileRequest, GetProfileResponse, ListCommitsRequest, ListCommitsResponse, ListJobsRequest, ListJobsResponse,
+    SubmitJobRequest, SubmitJobResponse, WatchJobRequest, WatchJobResponse,
 };
 use pleach_sched::JobKey;
 use tokio::sync::mpsc;
@@ -72,6 +72,11 @@ impl JobService for Jobs {
         let key = key(request.metadata(), &request.get_ref().id)?;
         let job = self.shared.actor.ask(move |actor| actor.job(&key)).await.map_err(status)?;
         Ok(Response::new(GetJobResponse { job: Some(job) }))
+    }
+
+    async fn get_profile(&self, request: Request<GetProfileRequest>) -> Result<Response<GetProfileResponse>, Status> {
+        let key = key(request.metadata(), &request.get_ref().id)?;
+        self.shared.actor.ask(move |actor| actor.profile(&key)).await.map(Response::new).map_err(status)
     }
 
     async fn list_jobs(&self, request: Request<ListJobsRequest>) -> Result<Response<ListJobsResponse>, Status> {

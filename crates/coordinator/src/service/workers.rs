@@ -137,7 +137,8 @@ async fn take(actor: &Handle, id: &WorkerId, request: SessionRequest) -> Result<
         (Some(Message::Heartbeat(beat)), part) => actor.tell(move |actor| actor.heartbeat(id, &beat, part)).await,
         (Some(Message::Step(row)), Some(part)) => actor.tell(move |actor| actor.step(&id, &part, row)).await,
         (Some(Message::Log(line)), Some(part)) => actor.tell(move |actor| actor.log(&part, line)).await,
-        (Some(Message::Step(_) | Message::Log(_)), None) | (None, _) => true,
+        (Some(Message::Times(told)), Some(part)) => actor.tell(move |actor| actor.times(&id, &part, told)).await,
+        (Some(Message::Step(_) | Message::Log(_) | Message::Times(_)), None) | (None, _) => true,
     };
     if works { Ok(()) } else { Err(going_down()) }
 }

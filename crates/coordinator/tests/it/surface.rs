@@ -6,10 +6,9 @@ use pleach_base::code;
 use pleach_base::shutdown::Shutdown;
 use pleach_coordinator::{Config, StateStore, serve};
 use pleach_proto::status::from_status;
-use pleach_proto::v1::ListJobsRequest;
-use pleach_proto::v1::RegisterRequest;
 use pleach_proto::v1::job_service_client::JobServiceClient;
 use pleach_proto::v1::worker_service_client::WorkerServiceClient;
+use pleach_proto::v1::{Assignment, GetProfileRequest, ListJobsRequest, RegisterRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
@@ -21,7 +20,7 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
-use crate::cluster::{Cluster, config};
+use crate::cluster::{Cluster, LIMIT, config};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_taken_port_is_named() {
@@ -136,4 +135,34 @@ async fn http_shows_probes_metrics_and_a_page() {
     let stopping = tokio::time::timeout(Duration::from_secs(8), running.stop("done"));
     stopping.await.expect("an open session does not keep it from stopping").unwrap();
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_time_goes_is_told_and_slow_input_shows_as_a_gauge() {
+    let http = Config { http_listen: Some("127.0.0.1:0".parse().unwrap()), ..config(StateStore::Memory) };
+    let running = serve(http, Shutdown::default()).await.unwrap();
+    let address = running.http_addr.unwrap();
+    let mut cluster = Cluster::at(running).await;
+    cluster.submit(cluster.spec("j", 1, 1)).await.unwrap();
+    let mut worker = cluster.worker("w0", 1).await;
+    let at = worker.assignment().await;
+    worker.ready(&at).await;
+    let gauge = "pleach_job_input_wait_share{tenant=\"default\",job=\"j\"}";
+    assert!(!fetch(address, "/metrics").await.contains(gauge), "nothing is known yet");
+    let late = Assignment { generation: at.generation + 1, ..at.clone() };
+    worker.times(&late, 7, 1_000).await;
+    worker.times(&at, 1, 100).await;
+    worker.times(&at, 2, 700).await;
+    let expected = format!("{gauge} 0.4");
+    let told = async {
+        while !fetch(address, "/metrics").await.lines().any(|line| line == expected) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, told).await.expect("the gauge rises");
+    let asked = cluster.jobs.get_profile(GetProfileRequest { id: "j".into() }).await.unwrap().into_inner();
+    let steps: Vec<_> = asked.ranks[0].steps.iter().map(|step| step.step).collect();
+    assert_eq!((asked.generation, asked.ranks[0].worker.as_str(), steps), (1, "w0", vec![1, 2]));
+    let unknown = cluster.jobs.get_profile(GetProfileRequest { id: "k".into() }).await.unwrap_err();
+    assert_eq!(from_status(&unknown).code(), code::JOB_NOT_FOUND);
 }

@@ -10,7 +10,7 @@ use pleach_proto::v1::session_response::Message as Order;
 use pleach_proto::v1::worker_service_client::WorkerServiceClient;
 use pleach_proto::v1::{
     Assignment, Durable, Finished, Heartbeat, Prepared, Ready, RegisterRequest, ReportRequest, SessionRequest,
-    SessionResponse, StepRow, Stop,
+    SessionResponse, Stage, StageTime, StepRow, StepTimes, Stop, Times,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -151,6 +151,23 @@ impl Worker {
             worker: self.name.clone(),
             incarnation: self.incarnation,
             message: Some(Message::Step(row)),
+            tenant: at.tenant.clone(),
+            job: at.job.clone(),
+            term: at.term,
+            generation: at.generation,
+        };
+        self.requests.send(request).await.unwrap();
+    }
+
+    /// Tells that a step took a second, and how much of it was waiting for input.
+    pub(crate) async fn times(&self, at: &Assignment, step: u64, input_ms: u64) {
+        let time = |stage: Stage, millis: u64| StageTime { stage: stage.into(), micros: millis * 1_000 };
+        let stages = vec![time(Stage::Data, input_ms), time(Stage::Forward, 1_000 - input_ms)];
+        let steps = vec![StepTimes { tasks: vec!["answers".into()], step, stages, ..StepTimes::default() }];
+        let request = SessionRequest {
+            worker: self.name.clone(),
+            incarnation: self.incarnation,
+            message: Some(Message::Times(Times { rank: at.rank, steps })),
             tenant: at.tenant.clone(),
             job: at.job.clone(),
             term: at.term,
