@@ -4,6 +4,7 @@
 //! Nothing here does I/O, and nothing here knows a tensor (only the [`header`] of their files), a job file or a wire
 //! format.
 
+mod cache;
 pub mod clock;
 mod codes;
 mod error;
@@ -16,6 +17,7 @@ pub mod rng;
 pub mod shutdown;
 pub mod suggest;
 
+pub use cache::cache_folder;
 pub use clock::{Clock, ManualClock, SharedClock, SystemClock, Timestamp};
 pub use codes::{Code, code};
 pub use error::{Error, Kind, Result, ResultExt};

@@ -44,14 +44,10 @@ pub struct RowCache {
 }
 
 impl RowCache {
-    /// `$XDG_CACHE_HOME/pleach/rows`, else `~/.cache/pleach/rows`, for files of 4 MiB and more; none where neither
-    /// variable holds an absolute path.
+    /// The [cache folder](pleach_base::cache_folder) `rows`, for files of 4 MiB and more; none where there is none.
     #[must_use]
     pub fn of_user() -> Option<Self> {
-        let absolute = |path: &PathBuf| path.is_absolute();
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(absolute);
-        let home = || std::env::var_os("HOME").map(PathBuf::from).filter(absolute).map(|home| home.join(".cache"));
-        Some(Self { folder: cache.or_else(home)?.join("pleach/rows"), least_bytes: 4 << 20 })
+        Some(Self { folder: pleach_base::cache_folder("rows")?, least_bytes: 4 << 20 })
     }
 }
 

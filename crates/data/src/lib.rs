@@ -36,7 +36,7 @@ pub use fields::{Fields, Side};
 pub use loader::{LaneBatch, Loader};
 pub use marks::{Marks, Understood};
 pub use permutation::Permutation;
-pub use plan::{Cursor, LaneRows, LaneStep, Order, Plan};
+pub use plan::{Cursor, EpochSteps, LaneRows, LaneStep, Order, Plan};
 pub use row::{BadRow, Place, Row};
 pub use template::Template;
 pub use tokenizer::Tokenizer;

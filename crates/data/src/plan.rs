@@ -52,6 +52,17 @@ impl Part {
     }
 }
 
+/// Which steps an epoch is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EpochSteps {
+    /// Its first step, from 0.
+    pub first: u64,
+    /// The step after its last one. Where another part begins before the epoch is over, the first one of that part.
+    pub end: u64,
+    /// Steps of the whole epoch.
+    pub whole: u64,
+}
+
 /// What one lane contributes to one step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneStep {
@@ -153,6 +164,27 @@ impl Plan {
         let after = self.parts.partition_point(|part| part.before.steps <= step);
         // Parts without steps begin where the next one does: the last of those that begin here has some.
         &self.parts[after.max(1) - 1]
+    }
+
+    /// The part of an epoch, and the epochs and steps of it that came before. Epochs beyond the last are in the last part.
+    fn part_of_epoch(&self, epoch: u64) -> (usize, u64) {
+        let after = self.parts.partition_point(|part| part.before.epochs <= epoch);
+        let part = after.max(1) - 1;
+        (part, epoch - self.parts[part].before.epochs)
+    }
+
+    /// The steps of an epoch. The last part has as many epochs as are asked for.
+    #[must_use]
+    pub fn epoch_steps(&self, epoch: u64) -> EpochSteps {
+        let (number, within) = self.part_of_epoch(epoch);
+        let part = &self.parts[number];
+        let whole = match &self.turns {
+            Some(turns) => turns.steps(),
+            None => part.per_epoch(self.global_batch),
+        };
+        let first = part.before.steps + within * whole;
+        let next = self.parts.get(number + 1).map_or(u64::MAX, |next| next.before.steps);
+        EpochSteps { first, end: (first + whole).min(next), whole }
     }
 
     /// The plan of a job's training section over `rows` usable rows, with `lanes` as resolved at submit.
@@ -278,10 +310,52 @@ impl Order {
         Ok(Self { plan: order.plan.by_task(turns, train), ..order })
     }
 
+    /// The order of a sequence of tasks, each of the rows of some classes, and the rows of each task: every row is read once
+    /// to learn its class.
+    ///
+    /// # Errors
+    /// `DATA_EMPTY` naming a task without rows; those of [`Plan::in_parts`] and [`Dataset::row`].
+    pub fn by_class(
+        dataset: &Dataset,
+        encoder: &Encoder,
+        train: &TrainSpec,
+        lanes: u32,
+        task: &TaskName,
+        data: &DataSpec,
+        splits: &[Vec<u32>],
+    ) -> Result<(Self, Vec<Vec<u64>>)> {
+        let mut rows = vec![Vec::new(); splits.len()];
+        for row in 0..dataset.len() {
+            let class = encoder.class(&dataset.row(row)?)?;
+            if let Some(split) = class.and_then(|class| splits.iter().position(|split| split.contains(&class))) {
+                rows[split].push(row);
+            }
+        }
+        if let Some(task) = rows.iter().position(Vec::is_empty) {
+            return Err(code::DATA_EMPTY
+                .error(format!("task {task} of the sequence has no row: its classes are {:?}", splits[task]))
+                .hint("give rows of these classes, or other `tasks`"));
+        }
+        let counts: Vec<u64> = rows.iter().map(|rows| rows.len() as u64).collect();
+        let plan = Plan::in_parts(train, &counts, lanes)?;
+        Ok((Self::new(plan, train.seed, task, data).over(rows.concat()), rows))
+    }
+
     /// The plan.
     #[must_use]
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// The rows that an epoch is made of, in order of position before any shuffling.
+    pub fn members(&self, epoch: u64) -> impl Iterator<Item = u64> + '_ {
+        let part = &self.plan.parts[self.plan.part_of_epoch(epoch).0];
+        let first = part.before.rows;
+        (first..first + part.rows).map(|position| self.row_at(position))
+    }
+
+    fn row_at(&self, position: u64) -> u64 {
+        self.rows.as_ref().and_then(|rows| rows.get(position as usize)).copied().unwrap_or(position)
     }
 
     /// Position to row in an epoch of a plan with one part, where tasks do not take turns.
@@ -305,10 +379,7 @@ impl Order {
         let (at, part) = (self.plan.lane(step, lane), self.plan.part(step));
         let order = self.permutation(part.rows, at.epoch);
         let first = part.before.rows;
-        let row = |position: u64| {
-            let row = first + order.row(position - first);
-            self.rows.as_ref().and_then(|rows| rows.get(row as usize)).copied().unwrap_or(row)
-        };
+        let row = |position: u64| self.row_at(first + order.row(position - first));
         LaneRows { rows: at.positions.clone().map(row).collect(), at }
     }
 

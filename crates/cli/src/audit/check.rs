@@ -2,7 +2,7 @@
 //! Memory: a bit a row.
 
 use pleach_base::{Fence, Result};
-use pleach_data::Order;
+use pleach_data::{EpochSteps, Order};
 use pleach_store::{Ledger, LedgerRow};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -13,31 +13,26 @@ const NAMED_ROWS: usize = 5;
 
 /// How the rows of an epoch are cut into steps and lanes.
 pub(super) trait Cut {
-    /// Usable rows.
-    fn rows(&self) -> u64;
     fn lanes(&self) -> u32;
-    fn per_epoch(&self) -> u64;
-    /// Steps of the whole training.
-    fn total(&self) -> u64;
+    /// The steps of an epoch, from 0.
+    fn steps(&self, epoch: u64) -> EpochSteps;
+    /// The rows that an epoch is made of.
+    fn members(&self, epoch: u64) -> Box<dyn Iterator<Item = u64> + '_>;
     /// The rows of a lane in a step (from 1).
     fn lane(&self, step: u64, lane: u32) -> Vec<u64>;
 }
 
 impl Cut for Order {
-    fn rows(&self) -> u64 {
-        self.plan().rows()
-    }
-
     fn lanes(&self) -> u32 {
         self.plan().lanes()
     }
 
-    fn per_epoch(&self) -> u64 {
-        self.plan().steps_per_epoch()
+    fn steps(&self, epoch: u64) -> EpochSteps {
+        self.plan().epoch_steps(epoch)
     }
 
-    fn total(&self) -> u64 {
-        self.plan().total_steps()
+    fn members(&self, epoch: u64) -> Box<dyn Iterator<Item = u64> + '_> {
+        Box::new(Self::members(self, epoch))
     }
 
     fn lane(&self, step: u64, lane: u32) -> Vec<u64> {
@@ -155,13 +150,14 @@ pub(super) fn epoch(
     fence: &mut Option<Fence>,
     each: &mut dyn FnMut(Fed) -> Result<()>,
 ) -> Result<Epoch> {
-    let (first, end) = (epoch * cut.per_epoch() + 1, (epoch + 1) * cut.per_epoch());
+    let EpochSteps { first, end, whole } = cut.steps(epoch);
+    let first = first + 1;
     let mut found = Epoch {
         epoch,
-        finished: last >= end,
+        finished: end + 1 - first == whole && last >= end,
         holds: true,
         steps: 0,
-        of_steps: cut.per_epoch(),
+        of_steps: whole,
         rows: 0,
         made_by: Vec::new(),
         not_finite: Vec::new(),
@@ -171,7 +167,7 @@ pub(super) fn epoch(
         unproven: 0,
         unproven_rows: Vec::new(),
     };
-    let mut seen = Bits::new(cut.rows());
+    let mut due = Due::of(cut.members(epoch));
     let mut next = first;
     for row in ledger.rows() {
         if !(first..=end).contains(&row.step.0) {
@@ -188,13 +184,12 @@ pub(super) fn epoch(
                 format!("it is of fence {}, and the step before of the later {before}", row.fence),
             ));
         }
-        step(cut, row, &mut seen, &mut found, each)?;
+        step(cut, row, &mut due, &mut found, each)?;
     }
     found.missing(next, last.min(end));
-    found.rows = seen.count;
     if found.finished {
-        found.unproven = cut.rows() - seen.count;
-        found.unproven_rows = seen.absent().take(NAMED_ROWS).collect();
+        found.unproven = due.left().count() as u64;
+        found.unproven_rows = due.left().take(NAMED_ROWS).collect();
     }
     Ok(found)
 }
@@ -203,7 +198,7 @@ pub(super) fn epoch(
 fn step(
     cut: &dyn Cut,
     row: &LedgerRow,
-    seen: &mut Bits,
+    due: &mut Due,
     found: &mut Epoch,
     each: &mut dyn FnMut(Fed) -> Result<()>,
 ) -> Result<()> {
@@ -227,7 +222,8 @@ fn step(
             continue;
         }
         for sample in rows {
-            if seen.set(*sample) {
+            if due.take(*sample) {
+                found.rows += 1;
                 each(Fed {
                     epoch: found.epoch,
                     sample: *sample,
@@ -260,33 +256,42 @@ fn digest(rows: &[u64]) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// A set of rows.
-struct Bits {
+/// The rows of an epoch that no step was proven to contain so far.
+struct Due {
     words: Vec<u64>,
-    rows: u64,
-    count: u64,
 }
 
-impl Bits {
-    fn new(rows: u64) -> Self {
-        Self { words: vec![0; usize::try_from(rows.div_ceil(64)).unwrap_or(usize::MAX)], rows, count: 0 }
-    }
-
-    /// False when the row is in the set already, or is none.
-    fn set(&mut self, row: u64) -> bool {
-        let bit = 1 << (row % 64);
-        match self.words.get_mut((row / 64) as usize).filter(|_| row < self.rows) {
-            Some(word) if *word & bit == 0 => {
-                *word |= bit;
-                self.count += 1;
-                true
+impl Due {
+    fn of(rows: impl Iterator<Item = u64>) -> Self {
+        let mut words = Vec::new();
+        for row in rows {
+            let (word, bit) = Self::place(row);
+            if words.len() <= word {
+                words.resize(word + 1, 0);
             }
-            _ => false,
+            words[word] |= bit;
         }
+        Self { words }
     }
 
-    fn absent(&self) -> impl Iterator<Item = u64> + '_ {
-        (0..self.rows).filter(|row| self.words[(row / 64) as usize] & (1 << (row % 64)) == 0)
+    fn place(row: u64) -> (usize, u64) {
+        (usize::try_from(row / 64).unwrap_or(usize::MAX), 1 << (row % 64))
+    }
+
+    /// False when the row is no row of the epoch, or was taken before.
+    fn take(&mut self, row: u64) -> bool {
+        let (word, bit) = Self::place(row);
+        let Some(word) = self.words.get_mut(word).filter(|word| **word & bit != 0) else { return false };
+        *word &= !bit;
+        true
+    }
+
+    fn left(&self) -> impl Iterator<Item = u64> + '_ {
+        let bits = |(number, word): (u64, &u64)| {
+            let word = *word;
+            (0..64).filter(move |bit| (word >> bit) & 1 != 0).map(move |bit| number * 64 + bit)
+        };
+        (0..).zip(&self.words).flat_map(bits)
     }
 }
 

@@ -7,8 +7,11 @@ use pleach_base::{Error, Result, TaskName, code};
 use pleach_data::{Dataset, Encoder, Limits, OpenOptions, Order, RowCache, Side, Understood};
 use pleach_methods::{AdapterConfig, head_options, parse_adapter};
 use pleach_nn::ModelDir;
-use pleach_spec::Job;
 use pleach_spec::job::{DataTask, TaskSpec};
+use tokio::runtime::Handle;
+
+use super::Subject;
+use super::remote::{self, Remote};
 
 /// The rows of a task and their order.
 pub(super) struct Rows {
@@ -16,26 +19,17 @@ pub(super) struct Rows {
     pub(super) order: Order,
 }
 
-pub(super) fn open(job: &Job, index: usize, task: &TaskSpec) -> Result<Rows> {
+pub(super) fn open(subject: &Subject, index: usize, task: &TaskSpec) -> Result<Rows> {
+    let job = &subject.job;
     let data = task.data.as_ref().or(job.spec.data.as_ref()).ok_or_else(|| {
         code::BAD_VALUE.error(format!("spec.tasks[{index}].data: neither the task nor spec.data names any"))
     })?;
-    if data.source.contains("://") && !data.source.starts_with("file://") {
-        return Err(code::DATA_SOURCE
-            .error(format!("{}: the audit reads local files", data.source))
-            .hint("copy the files here and audit with --job-file and --set spec.data.source=FOLDER"));
-    }
     let path = &job.spec.backbone.path;
     let folder = Path::new(path.strip_prefix("file://").unwrap_or(path));
     let here = |error: Error| error.at("spec.backbone.path");
     let model =
         pleach_nn::configure(&ModelDir::config_only(folder).map_err(here)?, &head_options(job)?).map_err(here)?;
     let adapter = parse_adapter(job, index)?;
-    if adapter.sequence().is_some() {
-        return Err(code::BAD_VALUE
-            .error("spec.strategy: the rows of a sequence of tasks are not audited by this build")
-            .hint("its epochs are those of each task alone"));
-    }
     let (info, front) = (model.info(), adapter.virtual_tokens());
     let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let limits = Limits {
@@ -50,10 +44,20 @@ pub(super) fn open(job: &Job, index: usize, task: &TaskSpec) -> Result<Rows> {
         .understanding(understood(adapter.as_ref()))
         .with_tasks(adapter.row_tasks());
     let rows = RowCache::of_user();
-    let options = OpenOptions { max_bad_rows: data.max_bad_rows, rows, ..OpenOptions::default() };
+    let mut options = OpenOptions { max_bad_rows: data.max_bad_rows, rows, ..OpenOptions::default() };
+    if remote::is_remote(&data.source) {
+        options.fetch = Some(Arc::new(Remote { options: subject.store_options(), runtime: Handle::current() }));
+        options.cache = Some(remote::cache_folder()?);
+    }
     let dataset = Arc::new(Dataset::open_source(&data.source, &encoder, &options)?);
     let (train, name) = (&job.spec.train, TaskName::from(task.name.as_str()));
-    let order = Order::open(&dataset, &encoder, train, train.lanes.unwrap_or(1), &name, data)?;
+    let lanes = train.lanes.unwrap_or(1);
+    let order = match adapter.sequence() {
+        None => Order::open(&dataset, &encoder, train, lanes, &name, data)?,
+        Some(sequence) => {
+            Order::by_class(&dataset, &encoder, train, lanes, &name, data, &sequence.splits(model.as_ref())?)?.0
+        }
+    };
     Ok(Rows { dataset, order })
 }
 

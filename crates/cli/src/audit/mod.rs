@@ -7,6 +7,7 @@
 mod check;
 mod data;
 mod export;
+mod remote;
 mod report;
 mod subject;
 
@@ -44,18 +45,19 @@ pub(crate) async fn run(subject: &Subject, only: Option<&str>, export: &mut Opti
 }
 
 async fn one(subject: &Subject, index: usize, spec: &TaskSpec, export: &mut Option<Export>) -> Result<Task> {
-    let rows = data::open(&subject.job, index, spec)?;
+    // Reading and downloading data blocks.
+    let rows = tokio::task::block_in_place(|| data::open(subject, index, spec))?;
     let store = subject.store(&TaskName::from(spec.name.as_str()))?;
     let log = store.entries().await?;
     let (commits, torn) = recorded(subject, &spec.name);
     let durable = log.iter().rfind(|entry| entry.kind == EntryKind::Step);
     let known = durable.and_then(|entry| entry.step).into_iter().chain(commits.last().map(|row| row.step)).max();
-    let done = if subject.done { rows.order.total() } else { 0 };
+    let done = if subject.done { rows.order.plan().total_steps() } else { 0 };
     let last = known.map_or(0, |step| step.0).max(done);
 
     let mut epochs = Vec::new();
     let mut fence = None;
-    for epoch in 0..last.div_ceil(rows.order.per_epoch()) {
+    for epoch in (0..).take_while(|epoch| rows.order.steps(*epoch).first < last) {
         let mut ledger = store.ledger_of(&log, epoch).await?;
         let mut torn: Vec<_> = torn.iter().filter(|(of, _)| *of == epoch).map(|(_, finding)| finding.clone()).collect();
         for row in commits.superseded().chain(commits.rows()).filter(|row| row.epoch == epoch) {

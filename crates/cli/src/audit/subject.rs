@@ -38,11 +38,14 @@ impl Subject {
         Self { id, tenant: job.metadata.tenant.as_str().into(), job, commits: Vec::new(), done: false }
     }
 
-    pub(super) fn store(&self, task: &TaskName) -> Result<TaskStore> {
+    /// How object storage is reached: as `spec.checkpoint` says, else as the environment does.
+    pub(super) fn store_options(&self) -> StoreOptions {
         let at = &self.job.spec.checkpoint;
-        let options =
-            StoreOptions { endpoint: at.endpoint.clone(), region: at.region.clone(), ..StoreOptions::default() };
-        Ok(Store::open(&at.store, &options)?.task(&self.tenant, &JobId::from(self.id.as_str()), task))
+        StoreOptions { endpoint: at.endpoint.clone(), region: at.region.clone(), ..StoreOptions::default() }
+    }
+
+    pub(super) fn store(&self, task: &TaskName) -> Result<TaskStore> {
+        Ok(Store::open(&self.job.spec.checkpoint.store, &self.store_options())?.task(&self.tenant, &JobId::from(self.id.as_str()), task))
     }
 }
 

@@ -9,6 +9,7 @@ use pleach_data::{Order, Plan};
 use pleach_proto::v1::{CommitRecord, Job, JobState};
 use pleach_spec::Job as Spec;
 use pleach_store::{Gate, LedgerRow, Snapshot, SnapshotFile, Store, StoreOptions, TaskStore};
+use pleach_testkit::s3::{S3Options, S3Server};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -151,6 +152,29 @@ async fn a_history_with_a_lost_generation_is_proven_from_the_store_alone() {
     );
     assert!(out.contains("superseded: the record of step 5 by generation 1 of term 1"), "{out}");
     assert!(err.contains("everything on record holds"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_in_object_storage_are_fetched_and_compared() {
+    let trained = Trained::new();
+    trained.commit(1, 3, (1..=3).map(|step| trained.row(step, 1)).collect()).await;
+    let server = S3Server::start(S3Options::default()).await.unwrap();
+    let bucket = server.root().join(server.bucket());
+    std::fs::create_dir_all(bucket.join("corpus")).unwrap();
+    std::fs::rename(trained.path("rows.jsonl"), bucket.join("corpus/rows.jsonl")).unwrap();
+    let audit = |folder: &str| {
+        let source = format!("spec.data.source=s3://{}/{folder}/*.jsonl", server.bucket());
+        let file = trained.path("job.yaml");
+        let mut command = pleach(&["audit", "--job-file", file.to_str().unwrap(), "--set", &source]);
+        command.envs(server.env()).env("XDG_CACHE_HOME", trained.path("cache"));
+        tokio::task::spawn_blocking(move || run(&mut command))
+    };
+    let (code, out, err) = audit("corpus").await.unwrap();
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(out.contains("demo/search: 30 usable rows, 1 malformed"), "{out}");
+    assert!(out.contains("epoch 0: unfinished; so far 24 rows, none twice (3 of 4 steps"), "{out}");
+    let (code, out, err) = audit("absent").await.unwrap();
+    assert!(code > 1 && err.contains("absent"), "{code} {out}{err}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -146,3 +146,34 @@ fn steps_are_shared_out_over_parts() {
     let error = Plan::in_parts(&train, &[5, 1], 1).unwrap_err();
     assert_eq!(error.code(), pleach_base::code::DATA_TOO_SMALL);
 }
+
+#[test]
+fn the_steps_of_an_epoch_are_those_of_its_number_and_hold_its_members() {
+    let parts = |epochs, max_steps| {
+        let train = TrainSpec { global_batch: 2, epochs, max_steps, ..train() };
+        order(Plan::in_parts(&train, &[5, 4], 2).unwrap(), true).over(vec![1, 3, 5, 7, 9, 0, 2, 4, 6])
+    };
+    let single = order(Plan::new(7, 3, 1, Some(2), None).unwrap(), true);
+    for order in [parts(Some(2), None), parts(None, Some(7)), single] {
+        let (plan, total) = (order.plan(), order.plan().total_steps());
+        let mut next = 0;
+        for epoch in (0..).take_while(|epoch| plan.epoch_steps(*epoch).first < total) {
+            let EpochSteps { first, end, whole } = plan.epoch_steps(epoch);
+            assert_eq!(first, next, "epoch {epoch} of {plan:?}");
+            next = end;
+            let steps = first..end.min(total);
+            assert!(steps.clone().all(|step| plan.step(step).0 == epoch), "epoch {epoch} of {plan:?}");
+            let done = steps.end - steps.start == whole;
+            let mut fed: Vec<u64> = Vec::new();
+            for step in steps {
+                fed.extend((0..plan.lanes()).flat_map(|lane| order.lane_rows(step, lane).rows));
+            }
+            let mut members: Vec<u64> = order.members(epoch).collect();
+            members.sort_unstable();
+            fed.sort_unstable();
+            assert!(fed.iter().all(|row| members.contains(row)), "epoch {epoch} of {plan:?}");
+            assert_eq!(fed == members, done, "epoch {epoch} of {plan:?}");
+        }
+        assert!(next >= total);
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use pleach_base::{Result, ResultExt, code};
+use pleach_base::{Result, ResultExt, cache_folder, code};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -89,10 +89,9 @@ pub fn fetched(address: &str) -> Result<PathBuf> {
         return Err(refuse("experts", &format!("`{address}` does not name a step"))
             .hint("give the folder of one step, such as s3://bucket/acme/job/task/steps/00001000-g0007"));
     }
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let base = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from).or_else(home);
     let name = hex::encode(Sha256::digest(address.trim_end_matches('/')));
-    Ok(base.unwrap_or_else(std::env::temp_dir).join("pleach/experts").join(name))
+    let folder = cache_folder("experts").unwrap_or_else(|| std::env::temp_dir().join("pleach/experts"));
+    Ok(folder.join(name))
 }
 
 #[cfg(test)]

@@ -136,7 +136,7 @@ impl ModelDir {
     /// # Errors
     /// `IO` when a file's size or time cannot be read.
     pub fn fingerprint(&self) -> Result<String> {
-        self.fingerprint_in(fingerprint::cache_folder().as_deref())
+        self.fingerprint_in(pleach_base::cache_folder("fingerprints").as_deref())
     }
 
     /// [`ModelDir::fingerprint`], remembered in a folder of the caller's choice or nowhere.

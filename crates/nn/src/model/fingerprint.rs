@@ -1,6 +1,6 @@
 //! Which weights these are, as one hash.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use pleach_base::{Result, ResultExt, code};
@@ -53,13 +53,6 @@ fn stamp(dir: &ModelDir) -> Result<String> {
         hash.update(time.as_nanos().to_le_bytes());
     }
     Ok(hex::encode(hash.finalize()))
-}
-
-/// `$XDG_CACHE_HOME/pleach/fingerprints`, else below `~/.cache`.
-pub(super) fn cache_folder() -> Option<PathBuf> {
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let base = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from).or_else(home)?;
-    Some(base.join("pleach/fingerprints"))
 }
 
 fn recall(memo: &Path) -> Option<String> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pleach_base::{Result, code};
+use pleach_base::Result;
 use pleach_data::{Batch, Content, Dataset, Encoder, Example};
 use tch::Device;
 
@@ -10,26 +10,6 @@ use crate::engine::{CourseRows, Labelled, lay_out};
 
 /// Rows that go through the model together.
 const MOST: usize = 64;
-
-/// The numbers of the rows of every task, in their order.
-///
-/// # Errors
-/// `DATA_EMPTY` naming a task without rows; those of reading them.
-pub(super) fn by_class(dataset: &Dataset, encoder: &Encoder, splits: &[Vec<u32>]) -> Result<Vec<Vec<u64>>> {
-    let mut rows = vec![Vec::new(); splits.len()];
-    for row in 0..dataset.len() {
-        let class = encoder.class(&dataset.row(row)?)?;
-        if let Some(split) = class.and_then(|class| splits.iter().position(|split| split.contains(&class))) {
-            rows[split].push(row);
-        }
-    }
-    match rows.iter().position(Vec::is_empty) {
-        Some(task) => Err(code::DATA_EMPTY
-            .error(format!("task {task} of the sequence has no row: its classes are {:?}", splits[task]))
-            .hint("give rows of these classes, or other `tasks`")),
-        None => Ok(rows),
-    }
-}
 
 /// What a course reads.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use pleach_methods::AdapterConfig;
 use pleach_nn::BackboneConfig;
 use pleach_spec::job::{DataSpec, DataTask, EvalSpec, TrainSpec};
 
-use super::course::{Rows, by_class};
+use super::course::Rows;
 use super::keepalive;
 use super::model::{Encoders, Model};
 use super::ready::Preparation;
@@ -128,11 +128,8 @@ impl<'a> Opener<'a> {
                 (keepalive::during(self.cx.observer.as_ref(), order)?, Vec::new())
             }
             Some(splits) => {
-                let find = || by_class(&dataset, &encoder, splits);
-                let rows = keepalive::during(self.cx.observer.as_ref(), find)?;
-                let counts: Vec<u64> = rows.iter().map(|rows| rows.len() as u64).collect();
-                let plan = Plan::in_parts(train, &counts, lanes)?;
-                (Order::new(plan, train.seed, name, spec).over(rows.concat()), rows)
+                let find = || Order::by_class(&dataset, &encoder, train, lanes, name, spec, splits);
+                keepalive::during(self.cx.observer.as_ref(), find)?
             }
         };
         Ok(TaskData { dataset: Arc::new(dataset), encoder, order, parts: rows, feed: None })

@@ -1,6 +1,5 @@
 //! Data in object storage: the client lent to the reader of data, and where copies are kept.
 
-use std::ffi::OsString;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -89,35 +88,14 @@ impl Fetch for Remote {
     }
 }
 
-/// `$XDG_CACHE_HOME/pleach/data`, else `~/.cache/pleach/data`.
+/// Where copies are kept.
 ///
 /// # Errors
-/// `DATA_SOURCE` when the environment names neither.
+/// `DATA_SOURCE` when the environment names no place.
 pub(super) fn cache_folder() -> Result<PathBuf> {
-    cache_below(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")).ok_or_else(|| {
+    pleach_base::cache_folder("data").ok_or_else(|| {
         code::DATA_SOURCE
             .error("there is no folder for copies of remote data: neither XDG_CACHE_HOME nor HOME is set")
             .hint("set XDG_CACHE_HOME, as an absolute path, for the workers")
     })
-}
-
-fn cache_below(cache: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
-    let absolute = |text: Option<OsString>| text.map(PathBuf::from).filter(|path| path.is_absolute());
-    let base = absolute(cache).or_else(|| Some(absolute(home)?.join(".cache")))?;
-    Some(base.join("pleach/data"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn copies_are_kept_in_the_cache_of_the_user() {
-        let below = |cache: &str, home: &str| cache_below(Some(cache.into()), Some(home.into()));
-        assert_eq!(below("/c", "/home/me"), Some("/c/pleach/data".into()));
-        assert_eq!(below("", "/home/me"), Some("/home/me/.cache/pleach/data".into()));
-        assert_eq!(below("relative", "/home/me"), Some("/home/me/.cache/pleach/data".into()));
-        assert_eq!(below("", ""), None);
-        assert_eq!(cache_below(None, None), None);
-    }
 }

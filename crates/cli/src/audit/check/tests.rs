@@ -11,20 +11,16 @@ use super::*;
 struct Small;
 
 impl Cut for Small {
-    fn rows(&self) -> u64 {
-        7
-    }
-
     fn lanes(&self) -> u32 {
         2
     }
 
-    fn per_epoch(&self) -> u64 {
-        4
+    fn steps(&self, epoch: u64) -> EpochSteps {
+        EpochSteps { first: epoch * 4, end: epoch * 4 + 4, whole: 4 }
     }
 
-    fn total(&self) -> u64 {
-        8
+    fn members(&self, _epoch: u64) -> Box<dyn Iterator<Item = u64> + '_> {
+        Box::new(0..7)
     }
 
     fn lane(&self, step: u64, lane: u32) -> Vec<u64> {
@@ -37,20 +33,16 @@ impl Cut for Small {
 struct Overlapping;
 
 impl Cut for Overlapping {
-    fn rows(&self) -> u64 {
-        7
-    }
-
     fn lanes(&self) -> u32 {
         2
     }
 
-    fn per_epoch(&self) -> u64 {
-        4
+    fn steps(&self, epoch: u64) -> EpochSteps {
+        EpochSteps { first: epoch * 4, end: epoch * 4 + 4, whole: 4 }
     }
 
-    fn total(&self) -> u64 {
-        8
+    fn members(&self, _epoch: u64) -> Box<dyn Iterator<Item = u64> + '_> {
+        Box::new(0..7)
     }
 
     fn lane(&self, step: u64, lane: u32) -> Vec<u64> {
@@ -86,6 +78,10 @@ fn check(cut: &dyn Cut, last: u64, rows: impl IntoIterator<Item = LedgerRow>) ->
         Ok(())
     });
     (found.unwrap(), fed)
+}
+
+fn epoch_of(cut: &dyn Cut, number: u64, last: u64, ledger: &Ledger) -> Epoch {
+    epoch(cut, number, last, ledger, &mut None, &mut |_| Ok(())).unwrap()
 }
 
 fn whole(generation: u64) -> Vec<LedgerRow> {
@@ -174,6 +170,30 @@ fn steps_that_were_not_finite_are_listed_and_count_as_fed() {
     let (found, fed) = check(&Small, 4, rows);
     assert!(found.holds);
     assert_eq!((found.not_finite, fed.len()), (vec![3], 7));
+}
+
+/// Rows of two tasks, one after the other: the first, of rows 1, 3 and 5, ends within its second epoch.
+#[test]
+fn an_epoch_that_the_next_task_cuts_off_is_unfinished_and_holds() {
+    let text = "global_batch: 2\nmax_steps: 6\noptimizer: {lr: 1e-3}\n";
+    let train: pleach_spec::job::TrainSpec = serde_saphyr::from_str(text).unwrap();
+    let plan = pleach_data::Plan::in_parts(&train, &[3, 4], 2).unwrap();
+    let data = serde_saphyr::from_str("{source: x, task: sequence_classification}").unwrap();
+    let order = Order::new(plan, 1, &"t".into(), &data).over(vec![1, 3, 5, 0, 2, 4, 6]);
+    let records = |epoch, steps: std::ops::RangeInclusive<u64>| {
+        let mut ledger = Ledger::default();
+        steps.for_each(|step| ledger.take(LedgerRow { epoch, ..row(&order, step, 1) }).unwrap());
+        epoch_of(&order, epoch, 6, &ledger)
+    };
+    let first = records(0, 1..=2);
+    assert!(first.holds && first.finished && first.rows == 3, "{first:?}");
+    let cut = records(1, 3..=3);
+    assert!(cut.holds && !cut.finished && (cut.rows, cut.steps, cut.of_steps) == (2, 1, 2), "{cut:?}");
+    let second = records(2, 4..=5);
+    assert!(second.holds && second.finished && second.rows == 4, "{second:?}");
+    // A step of the next task does not belong to the epoch that was cut off.
+    let strayed = records(1, 3..=4);
+    assert_eq!((strayed.holds, strayed.findings[0].step), (false, Some(4)), "{strayed:?}");
 }
 
 #[test]
