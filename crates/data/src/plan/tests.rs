@@ -154,7 +154,7 @@ fn the_steps_of_an_epoch_are_those_of_its_number_and_hold_its_members() {
         order(Plan::in_parts(&train, &[5, 4], 2).unwrap(), true).over(vec![1, 3, 5, 7, 9, 0, 2, 4, 6])
     };
     let single = order(Plan::new(7, 3, 1, Some(2), None).unwrap(), true);
-    for order in [parts(Some(2), None), parts(None, Some(7)), single] {
+    for order in [parts(Some(2), None), parts(None, Some(8)), single] {
         let (plan, total) = (order.plan(), order.plan().total_steps());
         let mut next = 0;
         for epoch in (0..).take_while(|epoch| plan.epoch_steps(*epoch).first < total) {
