@@ -25,29 +25,54 @@ impl State {
     /// each time.
     pub fn apply(&mut self, now: Duration, event: Event) -> Vec<Effect> {
         let mut turn = Turn::new(now);
-        self.begin(now);
+        self.take_in(&mut turn, event);
+        self.pass(&mut turn);
+        turn.finish()
+    }
+
+    /// As [`State::apply`], without the look at everything else, which takes as long as there are workers and jobs. Says
+    /// whether somebody should be looked at soon for it: then [`Event::Tick`] is due once what came together with this event
+    /// was heard. Otherwise the next one that comes by itself is soon enough.
+    ///
+    /// What lies between is never seen: the caller stores and tells nothing before that.
+    pub fn hear(&mut self, now: Duration, event: Event) -> (Vec<Effect>, bool) {
+        let mut turn = Turn::new(now);
+        let routine = event.is_routine();
+        self.take_in(&mut turn, event);
+        let effects = turn.finish();
+        // A note, an order, a refusal: more happened than that somebody lives and gets on.
+        let expected = |effect: &Effect| matches!(effect, Effect::Changed { .. } | Effect::Committed { .. });
+        let soon = !(routine && effects.iter().all(expected));
+        (effects, soon)
+    }
+
+    fn take_in(&mut self, turn: &mut Turn, event: Event) {
+        self.begin(turn.now);
         match event {
-            Event::Submitted { job, needs } => self.submitted(&mut turn, job, needs),
-            Event::CancelAsked { job, reason } => self.cancel_asked(&mut turn, &job, &reason),
-            Event::Deleted { job } => self.deleted(&mut turn, job),
+            Event::Submitted { job, needs } => self.submitted(turn, job, needs),
+            Event::CancelAsked { job, reason } => self.cancel_asked(turn, &job, &reason),
+            Event::Deleted { job } => self.deleted(turn, job),
             Event::Registered { worker, host, rendezvous_port, pulse_port } => {
-                self.registered(&mut turn, worker, host, (rendezvous_port, pulse_port));
+                self.registered(turn, worker, host, (rendezvous_port, pulse_port));
             }
-            Event::Connected { worker } => self.connected(&mut turn, &worker),
-            Event::Disconnected { worker } => self.disconnected(&mut turn, &worker),
+            Event::Connected { worker } => self.connected(turn, &worker),
+            Event::Disconnected { worker } => self.disconnected(turn, &worker),
             Event::Heartbeat { worker, progress, idle, draining, part, compute_us } => {
-                self.heartbeat(&mut turn, &worker, progress, (idle, draining), part);
-                self.paced(&mut turn, &worker, compute_us);
+                self.heartbeat(turn, &worker, progress, (idle, draining), part);
+                self.paced(turn, &worker, compute_us);
             }
-            Event::Reported { worker, part, report } => self.reported(&mut turn, &worker, &part, report),
+            Event::Reported { worker, part, report } => self.reported(turn, &worker, &part, report),
             Event::Tick => {}
         }
-        self.expire_leases(&mut turn);
-        self.expire_preparations(&mut turn);
-        self.judge(&mut turn);
-        self.abort_overdue(&mut turn);
-        self.schedule(&mut turn);
-        turn.finish()
+    }
+
+    /// Lets time pass.
+    fn pass(&mut self, turn: &mut Turn) {
+        self.expire_leases(turn);
+        self.expire_preparations(turn);
+        self.judge(turn);
+        self.abort_overdue(turn);
+        self.schedule(turn);
     }
 
     fn submitted(&mut self, turn: &mut Turn, key: JobKey, needs: Needs) {

@@ -76,6 +76,32 @@ pub enum Event {
     Tick,
 }
 
+impl Event {
+    /// Whether it comes from a worker: those come by the thousand, and [`State::hear`](crate::State::hear) takes them in.
+    #[must_use]
+    pub fn is_of_worker(&self) -> bool {
+        match self {
+            Self::Registered { .. }
+            | Self::Connected { .. }
+            | Self::Disconnected { .. }
+            | Self::Heartbeat { .. }
+            | Self::Reported { .. } => true,
+            Self::Submitted { .. } | Self::CancelAsked { .. } | Self::Deleted { .. } | Self::Tick => false,
+        }
+    }
+
+    /// Whether it usually says only that somebody lives and gets on.
+    pub(crate) fn is_routine(&self) -> bool {
+        match self {
+            Self::Heartbeat { .. } => true,
+            Self::Reported { report, .. } => {
+                matches!(report, Report::Committed { .. } | Report::Durable { .. } | Report::Other)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// A part in a job: the generation that a worker works in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {

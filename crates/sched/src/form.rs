@@ -14,6 +14,7 @@ use std::time::Duration;
 use pleach_base::WorkerId;
 
 use crate::apply::count;
+use crate::gang::Gang;
 use crate::job::{Job, JobKey, JobState};
 use crate::state::{State, Turn};
 
@@ -24,6 +25,9 @@ const SETTLE_LIMIT: u32 = 3;
 
 impl State {
     pub(crate) fn schedule(&mut self, turn: &mut Turn) {
+        if self.nobody_needs_workers(turn.now) {
+            return;
+        }
         let mut pool = self.pool(turn.now);
         let present = self.workers.values().filter(|worker| worker.counts()).count();
         for key in self.in_order(|job| job.state == JobState::Queued) {
@@ -31,6 +35,21 @@ impl State {
         }
         self.grow(turn, &mut pool);
         self.spares(turn, pool);
+    }
+
+    /// The usual case, in which no list of free workers is made: nobody waits or could use more, and every spare was asked
+    /// to get ready.
+    fn nobody_needs_workers(&self, now: Duration) -> bool {
+        let mut works = false;
+        for job in self.jobs.values() {
+            let at_work = matches!(job.state, JobState::Running | JobState::Starting);
+            let world = job.gang.as_ref().map_or(usize::MAX, Gang::world);
+            if job.state == JobState::Queued || at_work && world < job.needs.most() {
+                return false;
+            }
+            works |= at_work;
+        }
+        !works || !self.workers.values().any(|worker| worker.warm.is_none() && worker.available(now))
     }
 
     pub(crate) fn in_order(&self, wanted: impl Fn(&Job) -> bool) -> Vec<JobKey> {

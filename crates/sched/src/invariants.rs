@@ -1,6 +1,7 @@
-//! Named rules that must hold at all times. The coordinator checks them in production, the simulation after each event.
+//! Named rules that must hold at all times. The coordinator checks them in production after each batch
+//! of messages, the simulation after each event.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use pleach_base::{Fence, TaskName, WorkerId};
@@ -59,6 +60,29 @@ pub struct Auditor {
 impl Auditor {
     /// Checks a state after an event, and the effects of the event.
     pub fn check(&mut self, state: &State, effects: &[Effect]) -> Vec<Violation> {
+        let mut found = self.check_effects(state, effects);
+        for (key, job) in &state.jobs {
+            if !self.newest.contains_key(key) {
+                self.newest.insert(key.clone(), Fence::default());
+            }
+            let Some(newest) = self.newest.get_mut(key) else { continue };
+            if job.fence() < *newest || job.fence().generation < newest.generation {
+                let detail = format!("{key} went from {newest} to {}", job.fence());
+                found.push(Violation { rule: GENERATION_MONOTONE, detail });
+            }
+            // Fences before the newest can never be assigned again.
+            if std::mem::replace(newest, job.fence()) != job.fence() {
+                let fence = job.fence();
+                self.leaders.retain(|(of, at), _| of != key || *at >= fence);
+            }
+        }
+        found.extend(check(state));
+        found
+    }
+
+    /// Checks the effects of an event that was [heard](State::hear). What only the whole state shows is left to the next
+    /// [`Auditor::check`].
+    pub fn check_effects(&mut self, state: &State, effects: &[Effect]) -> Vec<Violation> {
         let mut found = Vec::new();
         for effect in effects {
             match effect {
@@ -83,19 +107,7 @@ impl Auditor {
                 _ => {}
             }
         }
-        for (key, job) in &state.jobs {
-            let newest = self.newest.entry(key.clone()).or_default();
-            if job.fence() < *newest || job.fence().generation < newest.generation {
-                let detail = format!("{key} went from {newest} to {}", job.fence());
-                found.push(Violation { rule: GENERATION_MONOTONE, detail });
-            }
-            *newest = job.fence();
-            // Fences before the newest can never be assigned again.
-            let fence = *newest;
-            self.leaders.retain(|(of, at), _| of != key || *at >= fence);
-        }
         found.extend(effects.iter().filter_map(|effect| left_out(state, effect)));
-        found.extend(check(state));
         found
     }
 
@@ -168,25 +180,29 @@ pub fn check(state: &State) -> Vec<Violation> {
 }
 
 fn workers_agree(state: &State, held: &BTreeMap<&WorkerId, &JobKey>) -> Vec<Violation> {
-    let mut names = BTreeSet::new();
     let mut found = Vec::new();
-    for (id, key) in held.iter().filter(|(id, _)| state.worker(id).is_none()) {
-        found.push(Violation { rule: WORKER_IN_ONE_GANG, detail: format!("{id} works in {key} without a lease") });
+    let mut broken = |rule, detail: String| found.push(Violation { rule, detail });
+    for (id, key) in held {
+        match state.worker(id).map(|worker| worker.job.as_ref()) {
+            None => broken(WORKER_IN_ONE_GANG, format!("{id} works in {key} without a lease")),
+            Some(job) if job != Some(*key) => {
+                broken(WORKER_IN_ONE_GANG, format!("{id} believes to be in {job:?}, a gang says {key}"));
+            }
+            Some(_) => {}
+        }
     }
     for (name, worker) in &state.workers {
-        let rightly = name == &worker.id.name && names.insert(&worker.id);
-        let gang = worker.job.as_ref().and_then(|key| state.jobs.get(key)?.gang.as_ref());
-        let known = worker.job.is_none() || gang.is_some_and(|gang| gang.rank_of(&worker.id).is_some());
-        let agreed = held.get(&worker.id).is_none_or(|key| worker.job.as_ref() == Some(key));
-        if !(rightly && known && agreed) {
-            let detail =
-                format!("{} believes to be in {:?}, gangs say {:?}", worker.id, worker.job, held.get(&worker.id));
-            found.push(Violation { rule: WORKER_IN_ONE_GANG, detail });
+        // With that no two of them are the same one.
+        if name != &worker.id.name {
+            broken(WORKER_IN_ONE_GANG, format!("{} is known as {name}", worker.id));
         }
-        if let Some(job) = worker.job.as_ref().and_then(|key| state.jobs.get(key)).filter(|job| job.state.is_terminal())
-        {
-            let detail = format!("{} is held by a job that {}", worker.id, job.state.name());
-            found.push(Violation { rule: ENDED_JOB_IS_FREE, detail });
+        let Some(key) = &worker.job else { continue };
+        let job = state.jobs.get(key);
+        if job.and_then(|job| job.gang.as_ref()?.rank_of(&worker.id)).is_none() {
+            broken(WORKER_IN_ONE_GANG, format!("{} believes to be in {key}, which has no such rank", worker.id));
+        }
+        if let Some(job) = job.filter(|job| job.state.is_terminal()) {
+            broken(ENDED_JOB_IS_FREE, format!("{} is held by a job that {}", worker.id, job.state.name()));
         }
     }
     found

@@ -1,8 +1,9 @@
 //! The scheduler: which worker trains which job as which rank of which generation, and why.
 //!
 //! [`State::apply`] is a pure function of the state, the time and an [`Event`]; it returns [`Effect`]s for the caller to
-//! persist and carry out. Nothing here waits, reads a clock, draws a random number or knows a wire format, so a seeded
-//! simulation can run thousands of histories a second against the very code that the coordinator runs.
+//! persist and carry out. [`State::hear`] is its cheap half, for workers that speak by the thousand. Nothing here waits,
+//! reads a clock, draws a random number or knows a wire format, so a seeded simulation can run thousands of histories a
+//! second against the very code that the coordinator runs.
 //!
 //! Deliberately not here: job files (the caller extracts [`Needs`]), metrics and quotas.
 

@@ -119,6 +119,14 @@ impl State {
         })
     }
 
+    /// Job and fence of that part.
+    pub(crate) fn place_of(&self, id: &WorkerId) -> Option<(JobKey, Fence)> {
+        let key = self.worker(id)?.job.as_ref()?;
+        let job = self.jobs.get(key)?;
+        job.gang.as_ref()?.rank_of(id)?;
+        Some((key.clone(), job.fence()))
+    }
+
     pub(crate) fn supersede(&mut self, id: &WorkerId) {
         let known = self.superseded.entry(id.name.clone()).or_default();
         known.push(id.incarnation);

@@ -1,5 +1,5 @@
 //! Developer commands: `cargo xtask setup | quickstart | test | lint | verify | fix | gen | new-method | mutate | chaos |
-//! recovery | papers | gpu`.
+//! recovery | papers | bench | gpu`.
 //!
 //! Deliberately absent: libtorch, protoc and every crate of Pleach, so that this builds on a bare machine and can fetch what
 //! the others need. It drives Pleach only as a user would: through `cargo` and the built binaries.
@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods, reason = "durations are shown to people; nothing is decided by them")]
 
 mod arrows;
+mod bench;
 mod chaos;
 mod cmd;
 mod generate;
@@ -67,6 +68,8 @@ enum Command {
     Recovery(recovery::Args),
     /// Train what the papers claim on small models, and write docs/papers/
     Papers(papers::Args),
+    /// Measure Pleach on this machine: docs/bench/
+    Bench(bench::Args),
     /// Break each invariant on purpose, in a copy, and see the tests notice
     Mutate(mutate::Args),
     /// Everything that needs a CUDA device
@@ -105,6 +108,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Chaos(args) => chaos::run(&paths, args),
         Command::Recovery(args) => recovery::run(&paths, args),
         Command::Papers(args) => papers::run(&paths, args),
+        Command::Bench(args) => bench::run(&paths, args),
         Command::Mutate(args) => mutate::run(&paths, args),
         Command::Gpu(args) => gpu::run(&paths, args),
     }

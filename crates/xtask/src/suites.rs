@@ -23,6 +23,7 @@ pub(crate) const TORCH_FREE: &[&str] = &[
     "pleach-cli",
     "pleach-e2e",
     "pleach-chaos",
+    "pleach-bench",
 ];
 
 /// Packages that link libtorch.
@@ -45,8 +46,9 @@ pub(crate) fn suite_of(package: &str) -> &str {
 
 /// All suites in the order in which they run.
 pub(crate) fn all() -> Vec<&'static str> {
-    let (last, first): (Vec<&str>, Vec<&str>) =
-        TORCH_FREE.iter().partition(|package| ["pleach-e2e", "pleach-interop", "pleach-chaos"].contains(package));
+    let (last, first): (Vec<&str>, Vec<&str>) = TORCH_FREE
+        .iter()
+        .partition(|package| ["pleach-e2e", "pleach-interop", "pleach-chaos", "pleach-bench"].contains(package));
     first
         .into_iter()
         .chain(TORCH.iter().copied())

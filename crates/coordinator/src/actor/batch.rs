@@ -1,7 +1,6 @@
 //! What the requests of one batch changed, and what is to be said once that is stored.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use pleach_base::{Result, WorkerId};
 use pleach_proto::v1::session_response::Message;
@@ -12,7 +11,6 @@ use pleach_sched::JobKey;
 use super::{Actor, KEPT_EVENTS};
 use crate::db::{Changes, Progress};
 use crate::view;
-use crate::watch::View;
 
 /// Numbers of updates are noted as given out so many at a time.
 const RESERVED: u64 = 1024;
@@ -37,6 +35,8 @@ pub(crate) struct Batch {
     commits: Vec<(JobKey, v1::CommitRecord)>,
     forgotten: Vec<JobKey>,
     durable: bool,
+    /// Workers whose heartbeats are to be acknowledged: those wait for nothing that is stored.
+    acks: Vec<WorkerId>,
     then: Vec<Then>,
 }
 
@@ -44,6 +44,10 @@ impl Batch {
     /// Says something once the batch is stored.
     pub(crate) fn then(&mut self, f: impl FnOnce() + Send + 'static) {
         self.then.push(Then::Answer(Box::new(f)));
+    }
+
+    pub(super) fn ack(&mut self, worker: &WorkerId) {
+        self.acks.push(worker.clone());
     }
 
     pub(super) fn order(&mut self, worker: &WorkerId, message: Message) {
@@ -129,6 +133,10 @@ impl Actor {
     pub(super) fn flush(&mut self) -> Result<()> {
         self.db.confirm()?;
         let mut batch = std::mem::take(&mut self.batch);
+        for worker in std::mem::take(&mut batch.acks) {
+            let ack = v1::HeartbeatAck { term: self.term().0 };
+            self.send(&worker, SessionResponse { message: Some(Message::Ack(ack)) });
+        }
         let touched: BTreeSet<_> = batch
             .jobs
             .iter()
@@ -149,9 +157,9 @@ impl Actor {
             }
         }
         for key in &touched {
-            if let Some(entry) = self.entries.get(key) {
-                let view = View { job: entry.job(key), ended: entry.record.sched.state.is_terminal() };
-                entry.views.send_replace(Arc::new(view));
+            // Most jobs have no watcher; one that comes is shown what is current then.
+            if let Some(entry) = self.entries.get(key).filter(|entry| entry.views.receiver_count() > 0) {
+                entry.show(key);
             }
         }
         for then in batch.then {
@@ -214,14 +222,16 @@ impl Actor {
             Then::Close(worker) => {
                 self.sessions.remove(&worker);
             }
-            Then::Order(worker, order) => {
-                let Some(session) = self.sessions.get(&worker) else { return };
-                // A worker that does not read is cut off; it comes back, and gets what is current then.
-                if session.orders.try_send(Ok(*order)).is_err() {
-                    tracing::warn!(%worker, "the session is full or broken; closing it");
-                    self.sessions.remove(&worker);
-                }
-            }
+            Then::Order(worker, order) => self.send(&worker, *order),
+        }
+    }
+
+    fn send(&mut self, worker: &WorkerId, order: SessionResponse) {
+        let Some(session) = self.sessions.get(worker) else { return };
+        // A worker that does not read is cut off; it comes back, and gets what is current then.
+        if session.orders.try_send(Ok(order)).is_err() {
+            tracing::warn!(%worker, "the session is full or broken; closing it");
+            self.sessions.remove(worker);
         }
     }
 }

@@ -14,8 +14,19 @@ impl Actor {
     /// # Errors
     /// `FENCED` when the event came from a worker or generation that is not current.
     pub(super) fn try_apply(&mut self, event: Event) -> Result<()> {
-        let effects = self.state.apply(self.now(), event);
-        for violation in self.auditor.check(&self.state, &effects) {
+        let now = self.now();
+        let (effects, violations) = if event.is_of_worker() {
+            let (effects, soon) = self.state.hear(now, event);
+            self.unsettled |= soon;
+            let violations = self.auditor.check_effects(&self.state, &effects);
+            (effects, violations)
+        } else {
+            let effects = self.state.apply(now, event);
+            self.unsettled = false;
+            let violations = self.auditor.check(&self.state, &effects);
+            (effects, violations)
+        };
+        for violation in violations {
             metrics::counter!("pleach_invariant_violations_total", "rule" => violation.rule).increment(1);
             tracing::error!(rule = violation.rule, "{violation}");
         }
@@ -38,6 +49,13 @@ impl Actor {
         if let Err(error) = self.try_apply(event) {
             metrics::counter!("pleach_stale_messages_total").increment(1);
             tracing::debug!(reason = error.message(), "ignored");
+        }
+    }
+
+    /// Looks at all workers and jobs once for what was heard in this batch.
+    pub(super) fn settle(&mut self) {
+        if self.unsettled {
+            self.apply(Event::Tick);
         }
     }
 

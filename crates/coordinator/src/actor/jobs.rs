@@ -71,7 +71,13 @@ impl Actor {
     }
 
     pub(crate) fn watch(&self, key: JobKey) -> Result<Watched> {
-        let views = self.entry(&key)?.views.subscribe();
+        let entry = self.entry(&key)?;
+        // While somebody watches, the view is that of the last batch that was stored; so will this caller's be by the time
+        // of its answer.
+        if entry.views.receiver_count() == 0 {
+            entry.show(&key);
+        }
+        let views = entry.views.subscribe();
         Ok(Watched { key, db: Arc::clone(&self.db), views })
     }
 

@@ -33,7 +33,7 @@ pub(crate) use jobs::Overview;
 pub(crate) use seat::{Handle, Role, Seat, Task, channel};
 
 /// Requests that share a transaction.
-const BATCH: usize = 64;
+const BATCH: usize = 256;
 /// Rows of the step log and lines of logs, which nobody waits for, are on the disk after this time.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// Events that are kept of a job.
@@ -73,6 +73,12 @@ impl Entry {
     fn job(&self, key: &JobKey) -> v1::Job {
         view::job(key, &self.record, &self.tasks, self.last_seq)
     }
+
+    /// Shows watchers what is current.
+    fn show(&self, key: &JobKey) {
+        let view = View { job: self.job(key), ended: self.record.sched.state.is_terminal() };
+        self.views.send_replace(Arc::new(view));
+    }
 }
 
 struct Session {
@@ -96,6 +102,8 @@ pub(crate) struct Actor {
     /// Records of the report that is being taken: the scheduler says which of them count.
     told: Vec<v1::CommitRecord>,
     batch: Batch,
+    /// Something was heard in this batch after which all workers and jobs are to be looked at.
+    unsettled: bool,
     /// When everything was last brought to the disk, and whether something was written since.
     synced_at: Duration,
     unsynced: bool,
@@ -139,6 +147,7 @@ impl Actor {
             reports: BTreeMap::new(),
             told: Vec::new(),
             batch: Batch::default(),
+            unsettled: false,
             synced_at: config.clock.elapsed(),
             unsynced: false,
             awake_at: config.clock.elapsed(),
@@ -176,6 +185,7 @@ impl Actor {
                 let Ok(task) = tasks.try_recv() else { break };
                 task(&mut self);
             }
+            self.settle();
             if let Err(error) = self.flush() {
                 // Nobody was answered: what is not stored has not happened.
                 if error.code() == code::NOT_LEADER {

@@ -73,8 +73,7 @@ impl Actor {
     }
 
     pub(crate) fn heartbeat(&mut self, worker: WorkerId, beat: &v1::Heartbeat, part: Option<Part>) {
-        let ack = v1::HeartbeatAck { term: self.term().0 };
-        self.batch.order(&worker, v1::session_response::Message::Ack(ack));
+        self.batch.ack(&worker);
         let (progress, idle, draining) = (beat.progress, beat.idle, beat.draining);
         let compute_us = (beat.compute_seconds.max(0.0) * 1e6) as u64;
         self.apply(Event::Heartbeat { worker, progress, idle, draining, part, compute_us });

@@ -16,7 +16,7 @@ use super::{AGAIN_AFTER, LEADER, Leadership, Link, TTL, millis};
 
 type Outcome<T> = std::result::Result<T, Trouble>;
 
-const LIMIT: Duration = Duration::from_millis(800);
+pub(super) const LIMIT: Duration = Duration::from_millis(800);
 /// Between two renewals of the lease.
 const RENEW_EVERY: Duration = Duration::from_millis(400);
 /// A leader whose port does not answer this fast may be busy: that proves nothing.

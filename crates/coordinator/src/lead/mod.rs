@@ -4,6 +4,7 @@
 //! or cut off, and wakes up after another one took over writes nothing any more. Terms grow with each election.
 
 mod election;
+mod history;
 mod link;
 mod stand;
 #[cfg(test)]

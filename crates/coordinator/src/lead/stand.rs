@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::election::{self, Leader, campaign, is_gone, look};
 use super::link::Trouble;
-use super::{Leadership, Link, TTL, refused};
+use super::{Leadership, Link, TTL, history, refused};
 use crate::actor::{self, Actor, Ended, Role};
 use crate::config::Config;
 use crate::db::{Backend, Etcd};
@@ -21,6 +21,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// A leader's port is found closed so often, one look after the other, before its place is taken: a process that starts
 /// again has its port closed for a moment.
 const REFUSALS: u32 = 2;
+
+/// What was overwritten longer ago is forgotten: at thousands of steps a second etcd's space of 2 GiB would last minutes.
+const FORGET_EVERY: Duration = Duration::from_secs(15);
 
 /// What a coordinator that shares an etcd needs to take its turns.
 pub(crate) struct Stand {
@@ -107,6 +110,8 @@ impl Stand {
             }
         };
         tracing::info!(term = %leadership.term, advertise = self.advertise, "this coordinator leads");
+        let turn = Arc::clone(&leadership);
+        tokio::spawn(async move { history::forget(&turn, FORGET_EVERY).await });
         let (handle, requests) = actor::channel();
         let (recorder, stop) = (Arc::clone(&self.recorder), self.shutdown.clone());
         let run = move || metrics::with_local_recorder(&*recorder, || actor.run(requests, &stop));

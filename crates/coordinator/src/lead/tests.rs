@@ -71,3 +71,27 @@ async fn pages_hold_every_key_once_and_prefixes_do_not_mix() {
     let names: Vec<_> = found.iter().map(|kv| kv.key_str().unwrap().to_owned()).collect();
     assert_eq!(names, (0..PAGE + 10).map(name).collect::<Vec<_>>());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_overwritten_is_forgotten_and_what_is_current_is_not() {
+    let server = tokio::task::spawn_blocking(|| Server::start(1).unwrap()).await.unwrap();
+    let (link, clock) = (link(&server, "test").await, SystemClock::shared());
+    let leadership = campaign(&link, &clock, me("a"), 0).await.unwrap().unwrap();
+    let put = |value: &str| vec![Op::put(link.key("x"), value.as_bytes().to_vec())];
+    leadership.write(put("1")).await.unwrap();
+    leadership.write(put("2")).await.unwrap();
+    let first = GetOptions::new().with_revision(leadership.revision + 1);
+    assert_eq!(leadership.get(&link.key("x"), first.clone()).await.unwrap()[0].value(), b"1");
+    let forgets = history::forget(&leadership, Duration::from_millis(20));
+    let gone = async {
+        let mut kv = link.kv();
+        while kv.get(link.key("x"), Some(first.clone())).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = forgets => panic!("it still leads"),
+        gone = tokio::time::timeout(Duration::from_secs(20), gone) => gone.expect("the first value is forgotten"),
+    }
+    assert_eq!(leadership.get(&link.key("x"), GetOptions::new()).await.unwrap()[0].value(), b"2");
+}

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use pleach_base::code;
+use pleach_base::shutdown::Shutdown;
+use pleach_coordinator::{Config, StateStore, serve};
 use pleach_proto::status::from_status;
 use pleach_proto::v1::report_request::Report;
 use pleach_proto::v1::session_request::Message;
@@ -10,7 +12,7 @@ use pleach_proto::v1::session_response::Message as Order;
 use pleach_proto::v1::worker_service_client::WorkerServiceClient;
 use pleach_proto::v1::{Drained, Failure, Finished, GangFailed, Heartbeat, JobState, Ready, SessionRequest, StopMode};
 
-use crate::cluster::{Cluster, fast};
+use crate::cluster::{Cluster, config, fast};
 use crate::worker::Worker;
 
 /// A job that trains on `a` and `b`, and their assignments.
@@ -157,4 +159,14 @@ async fn a_session_without_a_lease_is_refused() {
     let request = SessionRequest { worker: "stranger".into(), incarnation: 1, message, ..SessionRequest::default() };
     let mut orders = client.session(tokio_stream::once(request)).await.unwrap().into_inner();
     assert_eq!(from_status(&orders.message().await.unwrap_err()).code(), code::FENCED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_worker_says_has_its_consequences_before_the_next_tick() {
+    let hourly = Config { tick: Duration::from_secs(3600), ..config(StateStore::Memory) };
+    let mut cluster = Cluster::at(serve(hourly, Shutdown::default()).await.unwrap()).await;
+    let spec = cluster.spec("j", 1, 1);
+    cluster.submit(spec).await.unwrap();
+    let mut a = cluster.worker("a", 1).await;
+    assert_eq!(a.assignment().await.generation, 1);
 }

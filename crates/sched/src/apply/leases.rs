@@ -121,7 +121,7 @@ impl State {
 
     /// Compares what a worker says that it does with what it should do.
     fn compare(&mut self, turn: &mut Turn, id: &WorkerId, idle: bool, part: Option<Part>) {
-        let current = self.assignment(id).map(|assignment| (assignment.job, assignment.fence));
+        let current = self.place_of(id);
         match (part, current) {
             (Some(part), _) if self.succeeded_with(&part) => {}
             (Some(part), Some((key, fence))) if part.job == key && part.fence == fence => {

@@ -82,9 +82,15 @@ impl State {
         let timeout = self.settings.prepare_timeout;
         let mut late = Vec::new();
         let jobs = &self.jobs;
+        // Spares by the thousand are ready for one job.
+        let mut last: Option<(JobKey, bool)> = None;
         for worker in self.workers.values_mut() {
             let Some(warm) = &worker.warm else { continue };
-            if jobs.get(&warm.job).is_none_or(|job| job.state.is_terminal()) {
+            if last.as_ref().is_none_or(|(key, _)| *key != warm.job) {
+                let ended = jobs.get(&warm.job).is_none_or(|job| job.state.is_terminal());
+                last = Some((warm.job.clone(), ended));
+            }
+            if last.as_ref().is_some_and(|(_, ended)| *ended) {
                 worker.warm = None;
             } else if warm.ready_at.is_none() && worker.job.is_none() && turn.now >= warm.since + timeout {
                 late.push((worker.id.clone(), warm.job.clone()));

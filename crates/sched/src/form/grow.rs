@@ -52,10 +52,8 @@ impl State {
     pub(super) fn spares(&mut self, turn: &mut Turn, pool: Pool) {
         let running = self.in_order(|job| matches!(job.state, JobState::Running | JobState::Starting));
         let Some(key) = running.first() else { return };
-        for id in pool.free {
-            if self.worker(&id).is_some_and(|worker| worker.warm.is_none()) {
-                self.prepare(turn, key, &id);
-            }
+        for free in pool.free.iter().filter(|free| free.warm.is_none()) {
+            self.prepare(turn, key, &free.id);
         }
     }
 }

@@ -17,9 +17,9 @@ impl State {
     /// `: w3 is not prepared: loads since 4 s; w4 works for default/other`; nothing when there is nobody to speak of.
     pub(super) fn why_waiting(&self, now: Duration, key: &JobKey, chosen: &[WorkerId], least: usize) -> String {
         let lacks = |worker: &&Worker| !worker.is_ready_for(key) || !chosen.contains(&worker.id);
-        let mut whys: Vec<_> = self.workers.values().filter(lacks).map(|worker| why_not(now, key, worker)).collect();
-        let more = whys.len().saturating_sub(NAMED);
-        whys.truncate(NAMED);
+        let mut lacking = self.workers.values().filter(lacks);
+        let mut whys: Vec<_> = lacking.by_ref().take(NAMED).map(|worker| why_not(now, key, worker)).collect();
+        let more = lacking.count();
         if more > 0 {
             whys.push(format!("{more} more"));
         }

@@ -4,6 +4,7 @@
 
 mod bench;
 mod elastic;
+mod heard;
 mod peers;
 mod scenarios;
 mod sim;

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use pleach_base::rng::{CounterRng, Key};
 use pleach_base::{Fence, Term, WorkerId};
-use pleach_sched::invariants::Auditor;
+use pleach_sched::invariants::{Auditor, Violation};
 use pleach_sched::{Effect, Event, JobKey, JobState, Settings, State};
 
 pub(crate) use choice::{Held, Stored, choose};
@@ -47,6 +47,9 @@ pub(crate) struct Sim {
     /// When the last order in the session of a worker arrives: a session keeps order.
     last_order: Vec<Duration>,
     sent: u64,
+    /// Whether the coordinator takes in words of workers in batches, and whether it owes a look at everything.
+    in_batches: bool,
+    owes: bool,
     store: BTreeMap<JobKey, Stored>,
     formed: BTreeSet<(JobKey, Fence)>,
     history: History,
@@ -89,6 +92,8 @@ impl Sim {
             network: BTreeMap::new(),
             last_order: vec![Duration::ZERO; count as usize],
             sent: 0,
+            in_batches: false,
+            owes: false,
             store: BTreeMap::new(),
             formed: BTreeSet::new(),
             history: History::default(),
@@ -98,6 +103,11 @@ impl Sim {
             trace: traced.then(Vec::new),
             summary: Summary::default(),
         }
+    }
+
+    /// The coordinator takes in words of workers in batches, and looks at everything at the end of each.
+    pub(crate) fn in_batches(self) -> Self {
+        Self { in_batches: true, ..self }
     }
 
     /// Faults, then peace until every job has ended.
@@ -157,8 +167,24 @@ impl Sim {
         if self.trace.is_some() && !matches!(event, Event::Tick | Event::Heartbeat { .. }) {
             self.say(|| format!("  {event:?}"));
         }
-        let effects = self.state.apply(self.now, event);
-        let broken = self.auditor.check(&self.state, &effects);
+        if !(self.in_batches && event.is_of_worker()) {
+            self.owes = false;
+            let effects = self.state.apply(self.now, event);
+            let broken = self.auditor.check(&self.state, &effects);
+            return self.carried_out(effects, &broken);
+        }
+        let (effects, soon) = self.state.hear(self.now, event);
+        let broken = self.auditor.check_effects(&self.state, &effects);
+        let effects = self.carried_out(effects, &broken);
+        self.owes |= soon;
+        // Batches are of any length; a tick ends the last one.
+        if self.owes && self.chance(30) {
+            self.apply(Event::Tick);
+        }
+        effects
+    }
+
+    fn carried_out(&mut self, effects: Vec<Effect>, broken: &[Violation]) -> Vec<Effect> {
         assert!(broken.is_empty(), "{broken:?}");
         for effect in &effects {
             if self.trace.is_some() && !matches!(effect, Effect::Changed { .. }) {
