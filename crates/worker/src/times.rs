@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use pleach_proto::v1::{StepTimes, Times};
 
@@ -9,6 +10,7 @@ use crate::reporter::Part;
 
 /// Steps that wait; older ones are forgotten.
 const KEPT: usize = 64;
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Steps of one rank in one part that were not told yet.
 #[derive(Debug, Default)]
@@ -38,6 +40,13 @@ impl Untold {
     pub(crate) fn take(&self) -> Option<(Part, Times)> {
         let Waiting { part, rank, steps } = self.waiting().take()?;
         Some((part, Times { rank, steps: steps.into() }))
+    }
+
+    /// Returns when nothing waits.
+    pub(crate) async fn told(&self) {
+        while self.waiting().is_some() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Option<Waiting>> {

@@ -27,6 +27,8 @@ use crate::verdict;
 
 /// How long a worker that leaves waits for its last reports to be taken.
 const LAST_REPORTS: Duration = Duration::from_secs(10);
+/// And for a heartbeat to take along where the time of its last steps went.
+const LAST_TIMES: Duration = Duration::from_millis(500);
 const LOOK_AROUND: Duration = Duration::from_millis(250);
 /// Training goes on so long without a coordinator that never said how long.
 const GRACE: Duration = Duration::from_secs(75);
@@ -82,6 +84,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> Result<()> {
             _ = look.tick() => worker.look_around()?,
         }
     }
+    let _ = tokio::time::timeout(LAST_TIMES, worker.around.heart.times.told()).await;
     if !worker.orphaned && !reporter.flush(LAST_REPORTS).await {
         tracing::warn!("the coordinator did not take the last reports within {} s", LAST_REPORTS.as_secs());
     }

@@ -8,7 +8,7 @@ use pleach_base::shutdown::Shutdown;
 use pleach_proto::v1::report_request::Report;
 use pleach_proto::v1::session_request::Message;
 use pleach_proto::v1::session_response::Message as Command;
-use pleach_proto::v1::{Assignment, RegisterRequest, Stop, StopMode};
+use pleach_proto::v1::{Assignment, RegisterRequest, SessionRequest, Stop, StopMode, Times};
 use pleach_worker::cli::Args;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -85,6 +85,13 @@ async fn steps_of(coordinator: &Coordinator, generation: u64, at_least: usize) {
         .await;
 }
 
+fn times(message: &SessionRequest) -> Option<&Times> {
+    match &message.message {
+        Some(Message::Times(times)) => Some(times),
+        _ => None,
+    }
+}
+
 async fn ended(running: Running) {
     tokio::time::timeout(Duration::from_secs(30), running.1).await.expect("the worker leaves").unwrap().unwrap();
 }
@@ -119,6 +126,13 @@ async fn two_workers_train_a_job_and_leave() {
     assert!(steps.iter().all(|(worker, message)| worker == "w0" && message.job == "tiny" && message.generation == 7));
     let evals = said.reports.iter().filter(|r| matches!(r.report, Some(Report::Eval(_)))).count();
     assert_eq!(evals, 2);
+    for (rank, name) in ["w0", "w1"].iter().enumerate() {
+        let told = said.sessions.iter().filter(|(worker, message)| worker == name && message.generation == 7);
+        let times: Vec<_> = told.filter_map(|(_, message)| times(message)).collect();
+        assert!(times.iter().all(|times| times.rank == rank as u32), "{times:?}");
+        let of: Vec<_> = times.iter().flat_map(|times| &times.steps).map(|step| step.step).collect();
+        assert_eq!(of, [1, 2, 3, 4], "every rank tells where the time of each step went");
+    }
     let order: Vec<_> = said.reports.iter().filter(|r| r.worker == "w0").map(|r| r.report_seq).collect();
     assert!(order.is_sorted() && order[0] == 1, "{order:?}");
     let beats = said.sessions.iter().filter_map(|(_, message)| heartbeat(message));
