@@ -88,10 +88,15 @@ impl Worker {
         }
     }
 
+    /// The next request to stop. A heartbeat that was under way while a generation ended is answered by one more word of
+    /// that end: a worker in a later one passes over it.
     pub(crate) async fn stop(&mut self) -> Stop {
         loop {
             if let Order::Stop(stop) = self.order().await.unwrap().expect("the session stands") {
-                return stop;
+                let now = self.shown.part.lock().unwrap().as_ref().map_or(0, |part| part.generation);
+                if stop.job.is_empty() || stop.generation >= now {
+                    return stop;
+                }
             }
         }
     }
