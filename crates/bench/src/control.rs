@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::fleet::{self, Shared};
 use crate::latency::Latency;
-use crate::process::{cpu_seconds, machine, memory_mib, peak_mib, raise_files};
+use crate::process::{cpu_seconds, cpu_seconds_of_all, machine, memory_mib, peak_mib, raise_files};
 use crate::server::Server;
 
 /// How long all jobs may take to get their workers.
@@ -91,6 +91,8 @@ pub struct Phase {
     pub cores_per_1000_workers: f64,
     /// Cores that the simulated workers used.
     pub cores_of_workers: f64,
+    /// Cores that all other processes used: etcd, and what has nothing to do with this.
+    pub cores_of_others: f64,
     /// MiB that the coordinator held at the end.
     pub memory_mib: f64,
 }
@@ -149,12 +151,13 @@ async fn measure(plan: &Plan, server: &Server, say: &dyn Fn(&str)) -> Result<Rep
 
 /// Heartbeats and commits during the time of one measurement.
 async fn watch(plan: &Plan, pid: u32, shared: &Shared) -> Result<(Phase, Phase)> {
-    let own = std::process::id();
+    let used =
+        || -> Result<[f64; 3]> { Ok([cpu_seconds(pid)?, cpu_seconds(std::process::id())?, cpu_seconds_of_all()?]) };
     let _ = (shared.beats.take(), shared.commits.take());
-    let (begun, cpu, cpu_own) = (shared.clock.elapsed(), cpu_seconds(pid)?, cpu_seconds(own)?);
+    let (begun, before) = (shared.clock.elapsed(), used()?);
     tokio::time::sleep(plan.each).await;
-    let seconds = (shared.clock.elapsed() - begun).as_secs_f64();
-    let (cores, cores_of_workers) = ((cpu_seconds(pid)? - cpu) / seconds, (cpu_seconds(own)? - cpu_own) / seconds);
+    let (seconds, after) = ((shared.clock.elapsed() - begun).as_secs_f64(), used()?);
+    let [cores, cores_of_workers, all] = std::array::from_fn(|n| (after[n] - before[n]) / seconds);
     let memory_mib = memory_mib(pid)?;
     let phase = |latency: &Latency| {
         let counts = latency.take();
@@ -168,6 +171,7 @@ async fn watch(plan: &Plan, pid: u32, shared: &Shared) -> Result<(Phase, Phase)>
             cores,
             cores_per_1000_workers: cores * 1000.0 / plan.workers as f64,
             cores_of_workers,
+            cores_of_others: (all - cores - cores_of_workers).max(0.0),
             memory_mib,
         }
     };
@@ -195,8 +199,8 @@ impl fmt::Display for Report {
         writeln!(f, "all joined in {join_seconds:.1} s ({join_cpu_seconds:.1} CPU seconds)")?;
         writeln!(
             f,
-            "{:<26}{:>10}{:>9}{:>9}{:>9}{:>8}{:>10}{:>9}",
-            "", "a second", "p50 ms", "p99 ms", "max ms", "cores", "workers'", "MiB"
+            "{:<26}{:>10}{:>9}{:>9}{:>9}{:>8}{:>10}{:>9}{:>9}",
+            "", "a second", "p50 ms", "p99 ms", "max ms", "cores", "workers'", "others'", "MiB"
         )?;
         let beside = self.heartbeats_beside_commits.as_ref();
         let rows = [
@@ -205,9 +209,11 @@ impl fmt::Display for Report {
             ("commits", self.commits.as_ref()),
         ];
         for (name, phase) in rows.into_iter().filter_map(|(name, phase)| Some((name, phase?))) {
-            let Phase { per_second, p50_ms, p99_ms, max_ms, cores, cores_of_workers, memory_mib, .. } = phase;
+            let Phase {
+                per_second, p50_ms, p99_ms, max_ms, cores, cores_of_workers, cores_of_others, memory_mib, ..
+            } = phase;
             write!(f, "{name:<26}{per_second:>10.0}{p50_ms:>9.2}{p99_ms:>9.2}{max_ms:>9.2}")?;
-            writeln!(f, "{cores:>8.2}{cores_of_workers:>10.2}{memory_mib:>9.0}")?;
+            writeln!(f, "{cores:>8.2}{cores_of_workers:>10.2}{cores_of_others:>9.2}{memory_mib:>9.0}")?;
         }
         write!(
             f,

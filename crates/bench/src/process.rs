@@ -18,6 +18,20 @@ pub(crate) fn raise_files(wanted: usize) -> Result<()> {
     Ok(())
 }
 
+/// CPU seconds that all processes together have used so far.
+pub(crate) fn cpu_seconds_of_all() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/stat").context("/proc/stat cannot be read")?;
+    let line = stat.lines().next().context("/proc/stat is empty")?;
+    let ticks: Vec<f64> = line.split_whitespace().skip(1).map_while(|text| text.parse().ok()).collect();
+    // user, nice, system, idle, iowait, irq, softirq.
+    let [user, nice, system, _, _, irq, softirq, ..] = ticks[..] else { anyhow::bail!("/proc/stat is short") };
+    Ok((user + nice + system + irq + softirq) / ticks_per_second()?)
+}
+
+fn ticks_per_second() -> Result<f64> {
+    Ok(sysconf(SysconfVar::CLK_TCK)?.context("the length of a tick is unknown")? as f64)
+}
+
 /// CPU seconds that a process has used so far, all threads, user and system.
 pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("the process is gone")?;
@@ -25,8 +39,7 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     let rest = stat.rsplit_once(')').context("/proc/PID/stat has no name")?.1;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok()).context("/proc/PID/stat is short");
-    let per_second = sysconf(SysconfVar::CLK_TCK)?.context("the length of a tick is unknown")?;
-    Ok((ticks(11)? + ticks(12)?) / per_second as f64)
+    Ok((ticks(11)? + ticks(12)?) / ticks_per_second()?)
 }
 
 /// A field of `/proc/PID/status` in MiB.
