@@ -200,6 +200,8 @@ pub struct ModelInfo {
     pub max_positions: usize,
     /// Whether a token sees later ones.
     pub causal: bool,
+    /// What a sequence knows of the others in its batch.
+    pub mixing: Mixing,
     /// Embeddings come out with length one.
     pub normalized: bool,
     /// The padding token, if the configuration names one.
@@ -208,6 +210,18 @@ pub struct ModelInfo {
     pub reads: Reads,
     /// Parts of tensor names that files write otherwise than the class, `(class, file)`, where the two differ.
     pub renames: &'static [(&'static str, &'static str)],
+}
+
+/// What a sequence of a batch knows of those that it shares the batch with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mixing {
+    /// Nothing: not a bit, where products have 17 rows or more.
+    #[default]
+    None,
+    /// The last bits.
+    Rounding,
+    /// How long the longest of them is.
+    Lengths,
 }
 
 /// A configured backbone.

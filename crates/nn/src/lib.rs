@@ -17,7 +17,8 @@ mod site;
 mod target;
 
 pub use backbone::{
-    BackboneConfig, Found, HeadKind, HeadOptions, Init, ModelInfo, Pieces, Pooling, Precision, TensorInfo, in_folder,
+    BackboneConfig, Found, HeadKind, HeadOptions, Init, Mixing, ModelInfo, Pieces, Pooling, Precision, TensorInfo,
+    in_folder,
 };
 pub use families::{Family, configure, families, open, write_drawn, write_tiny};
 pub use model::{Entry, ModelDir, TensorFile, return_large_blocks};

@@ -1,7 +1,7 @@
 //! A backbone whose tokens go through one stack of blocks: what most families are.
 
-use super::{EmbedSpec, HeadSpec, LayerSpec, NormSpec, PositionSpec, RelativeSpec, RotarySpec};
-use crate::backbone::{BackboneConfig, ModelInfo, TensorInfo};
+use super::{EmbedSpec, FeedSpec, HeadSpec, LayerSpec, NormSpec, PositionSpec, RelativeSpec, RotarySpec};
+use crate::backbone::{BackboneConfig, Mixing, ModelInfo, TensorInfo};
 use crate::site::Sites;
 
 /// A configured stack.
@@ -33,6 +33,20 @@ impl Trunk {
     pub(crate) fn new(tokens: EmbedSpec) -> Self {
         let (types, positions, embed_norm, rotary, relative) = (None, None, None, None, None);
         Self { tokens, types, positions, embed_norm, rotary, relative, layers: Vec::new(), last_norm: None }
+    }
+
+    /// What a sequence knows of the others in its batch. Functions of single numbers within attention and over logits,
+    /// and experts that get few tokens, round by what stands beside.
+    pub(crate) fn mixing(&self, head: &HeadSpec) -> Mixing {
+        let rounds = |layer: &LayerSpec| {
+            layer.attention.part.core.cap.is_some() || matches!(layer.mlp.part, FeedSpec::Sparse(_))
+        };
+        match () {
+            () if self.rotary.as_ref().is_some_and(RotarySpec::sees_the_farthest) => Mixing::Lengths,
+            () if self.layers.iter().any(rounds) => Mixing::Rounding,
+            () if matches!(head, HeadSpec::Tokens { cap: Some(_), .. }) => Mixing::Rounding,
+            () => Mixing::None,
+        }
     }
 }
 

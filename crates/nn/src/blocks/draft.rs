@@ -8,7 +8,7 @@ use super::{
     Activation, Blueprint, EmbedSpec, EndSpec, HeadSpec, LinearSpec, MappedSpec, NormShape, NormSpec, TowerSpec,
     Towers, Trunk, embedding_options,
 };
-use crate::backbone::{BackboneConfig, HeadKind, HeadOptions, Init, ModelInfo, Pooling, TensorInfo};
+use crate::backbone::{BackboneConfig, HeadKind, HeadOptions, Init, Mixing, ModelInfo, Pooling, TensorInfo};
 use crate::model::{Config, ModelDir, bad};
 use crate::reads::{Reads, ShiftIds};
 use crate::site::{Dims, Part, Role, Sites, WeightLayout};
@@ -229,6 +229,7 @@ impl<'a> Draft<'a> {
     pub(crate) fn finish(self, trunk: Trunk, head: HeadSpec, sizes: Sizes) -> Box<dyn BackboneConfig> {
         let normalized = matches!(head, HeadSpec::Vectors { normalize: true, .. });
         let (info, sites, tensors) = self.described(sizes, trunk.layers.len(), normalized);
+        let info = ModelInfo { mixing: trunk.mixing(&head), ..info };
         Box::new(Blueprint { info, sites, tensors, trunk, head })
     }
 
@@ -245,6 +246,7 @@ impl<'a> Draft<'a> {
             num_blocks,
             max_positions: sizes.max_positions,
             causal: self.names.causal,
+            mixing: Mixing::None,
             normalized,
             pad_token: self.config.pad_token(),
             reads: Reads::TEXT,

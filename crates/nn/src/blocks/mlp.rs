@@ -152,13 +152,14 @@ mod imp {
 
         /// `[.., width]` to the same shape.
         pub(crate) fn run(&self, cx: &Forward<'_>, x: &Tensor) -> Tensor {
+            let activate = |x: &Tensor| cx.each(x, |x| self.activation.run(x));
             let inner = match &self.gate {
-                Some(gate) => self.activation.run(&gate.run(cx, x)) * self.up.run(cx, x),
+                Some(gate) => activate(&gate.run(cx, x)) * self.up.run(cx, x),
                 None if self.fused => {
                     let halves = self.up.run(cx, x).chunk(2, -1);
-                    self.activation.run(&halves[0]) * &halves[1]
+                    activate(&halves[0]) * &halves[1]
                 }
-                None => self.activation.run(&self.up.run(cx, x)),
+                None => activate(&self.up.run(cx, x)),
             };
             self.down.run(cx, &inner)
         }

@@ -99,6 +99,11 @@ impl RotarySpec {
         })
     }
 
+    /// Whether some batches have other frequencies than others.
+    pub(crate) fn sees_the_farthest(&self) -> bool {
+        self.reach != Reach::Any
+    }
+
     /// Frequencies for a batch whose farthest position is the `seen`th.
     fn at(&self, seen: usize) -> Vec<f32> {
         match &self.reach {
@@ -243,14 +248,25 @@ mod imp {
     use super::RotarySpec;
     use crate::run::Layout;
 
+    /// Positions that fill whole vectors, however narrow a head is.
+    const WHOLE: usize = 64;
+
     impl RotarySpec {
         /// Cosines and sines for the batch's positions, each `[width, 1, dim]`, `[batch, width, 1, dim]` or
         /// `[tokens, 1, dim]`, where `dim` is what is rotated of a head.
         pub(crate) fn tables(&self, layout: &Layout, kind: Kind) -> Vec<Tensor> {
             let frequencies = Tensor::from_slice(&self.at(layout.farthest())).to_device(layout.device());
-            let angles = layout.positions().to_kind(Kind::Float).unsqueeze(-1) * frequencies; // [.., dim / 2]
-            let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(-2); // [w, 1, dim]
-            [angles.cos(), angles.sin()].map(|table| (table * self.factor).to_kind(kind)).into()
+            // Whole vectors of numbers, the last of which the processor would round otherwise: a position's angles do not
+            // know the batch.
+            let places = layout.farthest().next_multiple_of(WHOLE) as i64;
+            let places = Tensor::arange(places, (Kind::Float, layout.device()));
+            let angles = places.unsqueeze(-1) * frequencies; // [places, dim / 2]
+            let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(-2); // [places, 1, dim]
+            let positions = layout.positions();
+            let mut shape = positions.size();
+            shape.extend(&angles.size()[1..]);
+            let rows = |table: Tensor| table.index_select(0, &positions.flatten(0, -1)).reshape(&shape);
+            [angles.cos(), angles.sin()].map(|table| rows((table * self.factor).to_kind(kind))).into()
         }
     }
 

@@ -1,10 +1,15 @@
 //! One forward pass: who is in the batch, and how a site's base operation and the groups' hooks come together.
 
+use std::ops::Range;
+
 use tch::Tensor;
 
 use super::Layout;
 use super::hooks::{BaseOp, Group, Inside, Op, OpWeights, Peers, SiteCx, SiteHook};
 use crate::site::{SiteId, Sites};
+
+/// Elements that the processor works on at once, or a multiple of them.
+const VECTOR: i64 = 64;
 
 /// What is true during one forward pass.
 #[derive(Clone, Copy)]
@@ -21,7 +26,7 @@ pub struct Forward<'a> {
     pub groups: &'a [Group<'a>],
     /// Training: dropout and other noise of the adapters are on. The frozen model itself never drops anything.
     pub train: bool,
-    /// Optimiser steps done, the key of per-step draws.
+    /// Optimiser steps done, the key of per-step draws, by groups whose hooks name no other ([`super::HookSet::step`]).
     pub step: u64,
     /// Number of the pass within a step.
     pub pass: u32,
@@ -29,10 +34,18 @@ pub struct Forward<'a> {
     pub peers: Option<&'a dyn Peers>,
 }
 
-/// Consecutive rows with the hook that acts on them.
+/// Consecutive rows with the hook that acts on them, and the step of its training.
 struct Run<'a> {
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     hook: Option<&'a dyn SiteHook>,
+    step: u64,
+}
+
+impl Run<'_> {
+    /// Whether the hook runs the operation by itself.
+    fn runs_base(&self) -> bool {
+        self.hook.is_some_and(|hook| !hook.shares_base())
+    }
 }
 
 /// A site's operation.
@@ -147,32 +160,57 @@ impl<'a> Forward<'a> {
             return op(self.layout, &x, None);
         }
         let runs = self.runs(site);
-        let own = runs.iter().any(|run| run.hook.is_some_and(|hook| !hook.shares_base()));
-        let shared = if own { None } else { Some(op(self.layout, &x, None)) };
-        if let (Some(y), [run]) = (&shared, runs.as_slice()) {
-            let y = y.iter().map(Tensor::shallow_clone).collect();
-            return finish(&self.cx(site, self.layout, keys), run.hook, &x, y);
+        let cut = |t: &Tensor, from: &Layout| from.split(t, runs.iter().map(|run| &run.rows));
+        let sides = |x: &[Tensor]| -> Vec<Vec<Tensor>> {
+            x.iter().enumerate().map(|(i, t)| cut(t, if i == 0 { self.layout } else { keys })).collect()
+        };
+        // What the operation reads and what hooks read beside it are cut apart, in this order: gradients then come together
+        // at `x` in one order, whoever shares the batch.
+        let (mut base, mut shared) = (Vec::new(), Vec::new());
+        if runs.iter().any(Run::runs_base) {
+            base = sides(&x);
+        } else {
+            shared = op(self.layout, &x, None).iter().map(|y| cut(y, self.layout)).collect();
         }
+        let beside = if runs.iter().any(|run| run.hook.is_some() && !run.runs_base()) { sides(&x) } else { Vec::new() };
+        let piece = |pieces: &[Vec<Tensor>], i: usize| pieces.iter().map(|p| p[i].shallow_clone()).collect::<Vec<_>>();
         let pieces: Vec<_> = runs
             .iter()
-            .map(|run| {
+            .enumerate()
+            .map(|(i, run)| {
                 let layout = self.layout.rows(run.rows.clone());
                 let other = (!std::ptr::eq(keys, self.layout)).then(|| keys.rows(run.rows.clone()));
-                let cx = self.cx(site, &layout, other.as_ref().unwrap_or(&layout));
-                let cut = |from: &Layout, t: &Tensor| from.narrow(t, run.rows.clone());
-                let x: Vec<_> =
-                    x.iter().enumerate().map(|(i, t)| cut(if i == 0 { self.layout } else { keys }, t)).collect();
-                match (run.hook, &shared) {
-                    (Some(hook), None) if !hook.shares_base() => {
-                        let base = BaseOp { layout: &layout, weights, op, inside };
-                        hook.around(&cx, x, &base)
+                let cx = SiteCx { step: run.step, ..self.cx(site, &layout, other.as_ref().unwrap_or(&layout)) };
+                let y = |base: &[Vec<Tensor>]| match shared.is_empty() {
+                    true => op(&layout, &piece(base, i), None),
+                    false => piece(&shared, i),
+                };
+                match run.hook {
+                    Some(hook) if run.runs_base() => {
+                        hook.around(&cx, piece(&base, i), &BaseOp { layout: &layout, weights, op, inside })
                     }
-                    (hook, Some(y)) => finish(&cx, hook, &x, y.iter().map(|t| cut(self.layout, t)).collect()),
-                    (hook, None) => finish(&cx, hook, &x, op(&layout, &x, None)),
+                    Some(hook) => hook.after(&cx, &piece(&beside, i), y(&base)),
+                    None => y(&base),
                 }
             })
             .collect();
         join(pieces)
+    }
+
+    /// An element-wise function of rows `[.., width]`. Its last elements are rounded otherwise than the rest where their
+    /// number does not fill whole vectors: groups are then worked on one by one, so that none sees who shares the batch.
+    pub(crate) fn each(&self, x: &Tensor, function: impl Fn(&Tensor) -> Tensor) -> Tensor {
+        let width = x.size().last().copied().unwrap_or_default();
+        if self.groups.len() < 2 || width % VECTOR == 0 {
+            return function(x);
+        }
+        let mut borders: Vec<_> = self.groups.iter().flat_map(|group| [group.rows.start, group.rows.end]).collect();
+        borders.extend([0, self.layout.sequences()]);
+        borders.sort_unstable();
+        borders.dedup();
+        let ranges: Vec<_> = borders.windows(2).map(|ends| ends[0]..ends[1]).collect();
+        let parts: Vec<_> = self.layout.split(x, ranges.iter()).iter().map(function).collect();
+        Tensor::cat(&parts, 0)
     }
 
     /// [`Forward::at`] for sites with one input and one output.
@@ -216,22 +254,22 @@ impl<'a> Forward<'a> {
     /// All rows in order, cut where hooks change; neighbours without a hook are one run.
     fn runs(&self, site: SiteId) -> Vec<Run<'a>> {
         let mut runs: Vec<Run<'a>> = Vec::new();
-        let mut push = |rows: std::ops::Range<usize>, hook: Option<&'a dyn SiteHook>| {
+        let mut push = |rows: Range<usize>, hook: Option<&'a dyn SiteHook>, step: u64| {
             if rows.is_empty() {
                 return;
             }
             match runs.last_mut() {
                 Some(last) if last.hook.is_none() && hook.is_none() => last.rows.end = rows.end,
-                _ => runs.push(Run { rows, hook }),
+                _ => runs.push(Run { rows, hook, step }),
             }
         };
         let mut next = 0;
         for group in self.groups {
-            push(next..group.rows.start, None);
-            push(group.rows.clone(), group.hooks.at(site));
+            push(next..group.rows.start, None, self.step);
+            push(group.rows.clone(), group.hooks.at(site), group.hooks.step().unwrap_or(self.step));
             next = group.rows.end;
         }
-        push(next..self.layout.sequences(), None);
+        push(next..self.layout.sequences(), None, self.step);
         runs
     }
 }
@@ -240,14 +278,6 @@ pub(crate) fn one(list: Vec<Tensor>) -> Tensor {
     let mut list = list;
     assert_eq!(list.len(), 1, "a site of this role has one output");
     list.remove(0)
-}
-
-/// Lets the hook, if there is one, see the result.
-fn finish(cx: &SiteCx<'_>, hook: Option<&dyn SiteHook>, x: &[Tensor], y: Vec<Tensor>) -> Vec<Tensor> {
-    match hook {
-        Some(hook) => hook.after(cx, x, y),
-        None => y,
-    }
 }
 
 /// Puts the runs' outputs together again, output by output.

@@ -22,6 +22,12 @@ pub trait HookSet {
     /// The hook at a site, if there is one. Must give the same answer throughout a forward pass.
     fn at(&self, site: SiteId) -> Option<&dyn SiteHook>;
 
+    /// Optimiser steps done by the training that these hooks are of, where several trainings share a pass; `None` when
+    /// that is [`super::Forward::step`].
+    fn step(&self) -> Option<u64> {
+        None
+    }
+
     /// Who must see the last hidden states of a pass without gradient before every pass, if anyone must.
     fn scoring(&self) -> Option<&dyn Scoring> {
         None

@@ -260,6 +260,40 @@ impl Layout {
         tensor.narrow(0, start as i64, (end - start) as i64)
     }
 
+    /// A tensor over tokens cut into consecutive rows that are all of them: views, whose gradients come back in one piece.
+    pub(crate) fn split<'r>(&self, tensor: &Tensor, ranges: impl Iterator<Item = &'r Range<usize>>) -> Vec<Tensor> {
+        let sizes: Vec<i64> = ranges
+            .map(|rows| match &self.form {
+                Form::Padded { .. } => rows.len(),
+                Form::Packed { offsets } => {
+                    offsets[rows.end] - offsets[rows.start] + rows.len() * self.virtual_tokens(tensor)
+                }
+            })
+            .map(|size| size as i64)
+            .collect();
+        match sizes.as_slice() {
+            [_] => vec![tensor.alias()],
+            sizes => tensor.split_with_sizes(sizes, 0),
+        }
+    }
+
+    /// Packed batches one behind the other as one: without segments, modalities and tasks of rows.
+    ///
+    /// # Panics
+    /// When one is padded: a defect of the caller.
+    #[must_use]
+    pub fn behind_each_other(parts: &[&Self], device: Device) -> Self {
+        let packed = |part: &&Self| matches!(part.form, Form::Packed { .. });
+        assert!(parts.iter().all(packed), "padded batches are of different widths");
+        let all = |of: fn(&Self) -> &Vec<usize>| parts.iter().flat_map(|part| of(part).clone()).collect();
+        let samples = parts.iter().flat_map(|part| part.samples.clone()).collect();
+        let shift = |part: &&Self| match part.shift.is_empty() {
+            true => vec![0; part.sequences()],
+            false => part.shift.clone(),
+        };
+        Self::packed(all(|part| &part.lengths), samples, device).shifted(parts.iter().flat_map(shift).collect())
+    }
+
     /// How many more tokens than this layout's a tensor has in front of every sequence.
     #[must_use]
     pub(crate) fn virtual_tokens(&self, tensor: &Tensor) -> usize {

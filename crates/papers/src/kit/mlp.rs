@@ -79,6 +79,7 @@ impl Config {
             num_blocks: shape.hidden.len(),
             max_positions: 1,
             causal: false,
+            mixing: pleach_nn::Mixing::None,
             normalized: false,
             pad_token: None,
             reads: Reads::only(first),

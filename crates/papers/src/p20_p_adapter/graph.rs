@@ -57,6 +57,7 @@ impl Config {
             num_blocks: 1,
             max_positions: TOKENS as usize,
             causal: false,
+            mixing: pleach_nn::Mixing::None,
             normalized: false,
             pad_token: None,
             reads: Reads::only(first),

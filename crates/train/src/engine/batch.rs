@@ -49,12 +49,14 @@ pub(crate) struct Ground<'a> {
     pub(crate) device: Device,
     /// How rows are cut into segments of documents, if they are.
     pub(crate) cut: Option<Cut>,
+    /// Sequences lie end to end, also where padding would cost little.
+    pub(crate) packed: bool,
 }
 
 impl<'a> Ground<'a> {
     /// Rows for this model with an adapter that has these virtual tokens.
     pub(crate) fn new(model: &'a dyn Backbone, front: Virtual, objective: Objective) -> Self {
-        Self { objective, reads: &model.config().info().reads, front, device: model.device(), cut: None }
+        Self { objective, reads: &model.config().info().reads, front, device: model.device(), cut: None, packed: false }
     }
 
     /// The same where rows are documents.
@@ -84,7 +86,7 @@ impl MicroBatch {
     /// # Errors
     /// `INTERNAL` when it is not of the objective's task.
     pub(crate) fn new(ground: &Ground<'_>, batch: &Batch) -> Result<Self> {
-        let Ground { objective, reads, front, device, cut } = *ground;
+        let Ground { objective, reads, front, device, cut, packed } = *ground;
         if Some(batch.task) != objective.task() {
             return Err(code::INTERNAL.error(format!("a batch of {:?} for {objective:?}", batch.task)));
         }
@@ -96,7 +98,7 @@ impl MicroBatch {
         };
         // Segments of a document are rows of one task, which none of these methods tells apart.
         let tasks = if documents.is_some() { &[][..] } else { &batch.row_tasks };
-        let (mut input, labels) = lay_out(sequences, of, tasks, device);
+        let (mut input, labels) = lay_out(sequences, of, tasks, device, packed);
         let labels = match objective {
             // Behind a prompt the first token of a sequence is predicted too, also where sequences are packed.
             Objective::CausalLm if front.prompt > 0 && matches!(input.layout.form(), Form::Packed { .. }) => {
@@ -117,7 +119,7 @@ impl MicroBatch {
             if passages.rows() != batch.inputs.rows() {
                 return Err(code::INTERNAL.error("a row to train on has a passage and no query"));
             }
-            let passages = lay_out(passages, &samples, &batch.row_tasks, device).0;
+            let passages = lay_out(passages, &samples, &batch.row_tasks, device, packed).0;
             passes.push(front::with_virtual(passages, front, reads));
         }
         let counts = batch.counts();
@@ -134,12 +136,18 @@ impl MicroBatch {
     }
 }
 
-/// Sequences of any lengths as a pass, and their labels as language: padded where that costs little, else packed. `tasks`
-/// is empty when rows name none.
-pub(crate) fn lay_out(sequences: &Ragged, samples: &[u64], tasks: &[u32], device: Device) -> (PassInput, Tensor) {
+/// Sequences of any lengths as a pass, and their labels as language: padded where that costs little, unless they must be
+/// packed, else packed. `tasks` is empty when rows name none.
+pub(crate) fn lay_out(
+    sequences: &Ragged,
+    samples: &[u64],
+    tasks: &[u32],
+    device: Device,
+    must_pack: bool,
+) -> (PassInput, Tensor) {
     let lengths: Vec<usize> = sequences.lengths().map(|length| length as usize).collect();
     let cells = lengths.iter().max().unwrap_or(&0) * lengths.len();
-    let (input, labels) = if cells as f64 > PADDING_WORTH_AVOIDING * sequences.tokens() as f64 {
+    let (input, labels) = if must_pack || cells as f64 > PADDING_WORTH_AVOIDING * sequences.tokens() as f64 {
         packed(sequences, lengths, samples, device)
     } else {
         padded(sequences, lengths, samples, device)
@@ -206,6 +214,7 @@ mod tests {
             front: Virtual { prompt, prefix: 0 },
             device: Device::Cpu,
             cut: None,
+            packed: false,
         };
         let count = |prompt, lengths: &[u32]| {
             let rows: Vec<_> =

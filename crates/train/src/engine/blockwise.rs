@@ -2,14 +2,13 @@
 //! each block again, with a graph, when its gradient is due. One block's graph lives at a time.
 
 use pleach_base::Result;
-use pleach_methods::Adapter;
 use pleach_nn::{Backbone, Forward, Output, Peers, State};
 use tch::{Kind, Tensor};
 
-use super::pass::{Mode, PassInput, with_context};
+use super::pass::{Mode, PassInput, Rider, with_context};
 use super::peers::Linked;
 
-/// Runs `input` forward and the gradient of `scalar` backward into the adapter's parameters. `scalar` sees the output once
+/// Runs `input` forward and the gradient of `scalar` backward into the parameters of the adapters that share its rows. `scalar` sees the output once
 /// and gives what is differentiated, or nothing. `beside` gives what the hooks left to be differentiated since it was last
 /// asked. With `peers` all ranks call this together.
 ///
@@ -19,17 +18,17 @@ use super::peers::Linked;
 /// Those of `scalar`.
 pub(super) fn backward(
     model: &dyn Backbone,
-    adapter: &Adapter,
+    riders: &[Rider<'_>],
     input: &PassInput,
     mode: Mode,
     scalar: &mut dyn FnMut(&Output) -> Result<Option<Tensor>>,
     beside: &mut dyn FnMut() -> Option<Tensor>,
     peers: Option<&Linked<'_>>,
 ) -> Result<()> {
-    with_context(model, adapter, input, mode, peers.map(|peers| peers as &dyn Peers), |cx| {
+    with_context(model, riders, input, mode, peers.map(|peers| peers as &dyn Peers), |cx| {
         model.score(cx, &input.inputs);
         // Every block walks the graph behind the scores by itself, as far as this leaf.
-        adapter.board().cut_scores();
+        riders.iter().for_each(|rider| rider.adapter.board().cut_scores());
         let blocks = model.config().info().num_blocks;
         let first = cx.first_active_block(blocks);
         let mut borders = borders(model, cx, input, first, blocks);
@@ -40,30 +39,31 @@ pub(super) fn backward(
         let output = model.head(cx, &model.finish(cx, shallow(&above)));
         let terms = [scalar(&output)?, beside()];
         drop(output);
-        differentiate(adapter, peers, terms);
+        differentiate(riders, peers, terms);
         for index in (first..blocks).rev() {
             let gradients = gradients(&above);
             // Below the first block that acts nobody waits for a gradient.
             let state = pop(&mut borders, index > first || first == 0);
             let below = model.block(index, cx, shallow(&state));
-            differentiate(adapter, peers, pulled(&below, &gradients).chain([beside()]));
+            differentiate(riders, peers, pulled(&below, &gradients).chain([beside()]));
             above = state;
         }
         if first == 0 {
             let embedded = model.embed(cx, &input.inputs);
-            differentiate(adapter, peers, pulled(&embedded, &gradients(&above)).chain([beside()]));
+            differentiate(riders, peers, pulled(&embedded, &gradients(&above)).chain([beside()]));
         }
-        adapter.board().carry_back();
+        riders.iter().for_each(|rider| rider.adapter.board().carry_back());
         Ok(())
     })
 }
 
 /// Backward from the sum of what there is, by way of other ranks where rows crossed to them.
-fn differentiate(adapter: &Adapter, peers: Option<&Linked<'_>>, terms: impl IntoIterator<Item = Option<Tensor>>) {
+fn differentiate(riders: &[Rider<'_>], peers: Option<&Linked<'_>>, terms: impl IntoIterator<Item = Option<Tensor>>) {
     let terms = terms.into_iter().flatten().filter(Tensor::requires_grad);
     let mut total = terms.reduce(|sum, term| sum + term);
     if let Some(peers) = peers {
-        for crossing in adapter.board().take_crossings().iter().rev() {
+        let crossings: Vec<_> = riders.iter().flat_map(|rider| rider.adapter.board().take_crossings()).collect();
+        for crossing in crossings.iter().rev() {
             total = crossing.carry_back(peers, total);
         }
     }

@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 use super::batch::MicroBatch;
 use super::blockwise;
 use super::objective::Objective;
-use super::pass::{Mode, forward, forward_with};
+use super::pass::{Mode, Rider, forward, forward_with};
 use super::peers::Linked;
 use super::step::{Computed, Machine, Unit, note_broken};
 use super::task::Task;
@@ -132,7 +132,7 @@ fn second(
             |output: &pleach_nn::Output| Ok(loss::total(&objective.terms(output, targets)?, rows.denominators));
         return blockwise::backward(
             machine.model,
-            adapter,
+            &[Rider::new(task, micro.passes[0].layout.sequences())],
             &micro.passes[0],
             mode(task),
             &mut scalar,

@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 
 use super::blockwise;
 use super::coupled::{self, Rows, mode, own, weighed};
-use super::pass::{PassInput, forward_with};
+use super::pass::{PassInput, Rider, forward_with};
 use super::peers::Linked;
 use super::step::{Computed, Machine, note_broken};
 use super::task::Task;
@@ -65,7 +65,8 @@ pub(super) fn row_by_row(
             let sums = own(task);
             weighed(sums.filter(|_| micro.is_some()), cotangent.as_ref())
         };
-        blockwise::backward(machine.model, adapter, input, mode(task), &mut scalar, &mut beside, Some(&peers))?;
+        let riders = [Rider::new(task, input.layout.sequences())];
+        blockwise::backward(machine.model, &riders, input, mode(task), &mut scalar, &mut beside, Some(&peers))?;
         peers.check()?;
     }
     computed.grads = task.take_grads();

@@ -1,5 +1,6 @@
 //! The engine of operations on one rank: add a task, forward and backward, optimiser step, save, load, evaluate, remove
-//! a task. Several tasks share one frozen model and take turns; each keeps its own adapter, optimiser and schedule.
+//! a task. Several tasks share one frozen model: they take turns, or share its passes
+//! ([`Engine::forward_backward_together`]); each keeps its own adapter, optimiser and schedule.
 //!
 //! All ranks of a gang call the same operations with the same tasks in the same order. The job loop
 //! ([`crate::run_job`]) is the first client. Not here: where examples come from, when to evaluate or to save.
@@ -21,6 +22,7 @@ mod save;
 mod state;
 mod step;
 mod task;
+mod together;
 mod update;
 
 use std::collections::BTreeMap;
@@ -162,6 +164,37 @@ impl<'a> Engine<'a> {
         let pending = step::forward_backward(&machine, self.task(name)?, batch)?;
         let forwarded = Forwarded { loss: pending.loss, tokens: pending.tokens };
         self.task_mut(name)?.pending = Some(pending);
+        Ok(forwarded)
+    }
+
+    /// Why a task makes its passes by itself; `None` when it can share them with others that can.
+    ///
+    /// # Errors
+    /// `INTERNAL` when there is none of this name.
+    pub fn apart(&self, name: &TaskName) -> Result<Option<&'static str>> {
+        Ok(together::apart(self.model, self.task(name)?))
+    }
+
+    /// [`Engine::forward_backward`] of several tasks that share their passes through the model, in an order that is the same
+    /// on all ranks.
+    ///
+    /// # Errors
+    /// As there, and `INTERNAL` for a task that makes its passes by itself ([`Engine::apart`]).
+    pub fn forward_backward_together(&mut self, batches: &[(&TaskName, &StepBatch)]) -> Result<Vec<Forwarded>> {
+        let machine = self.machine();
+        let mut parts = Vec::with_capacity(batches.len());
+        for (name, batch) in batches {
+            if let Some(why) = self.apart(name)? {
+                return Err(code::INTERNAL.error(format!("task {name} shares no pass: {why}")));
+            }
+            parts.push((self.task(name)?, *batch));
+        }
+        let all = together::forward_backward(&machine, &parts)?;
+        let mut forwarded = Vec::with_capacity(all.len());
+        for ((name, _), pending) in batches.iter().zip(all) {
+            forwarded.push(Forwarded { loss: pending.loss, tokens: pending.tokens });
+            self.task_mut(name)?.pending = Some(pending);
+        }
         Ok(forwarded)
     }
 

@@ -17,12 +17,12 @@ use pleach_spec::job::Determinism;
 use sha2::{Digest as _, Sha256};
 use tch::{Kind, Tensor};
 
-use super::batch::{MicroBatch, StepBatch};
+use super::batch::{Ground, MicroBatch, StepBatch};
 use super::objective::{Objective, wrong_head};
 use super::packed::Packed;
-use super::pass::{Mode, PassInput, forward};
+use super::pass::{Mode, PassInput, Rider, forward};
 use super::task::{Pending, Task};
-use super::{blockwise, coupled, in_step};
+use super::{blockwise, coupled, in_step, together};
 use crate::loss::{self, Counts, Term, contrastive};
 use crate::observer::Observer;
 use crate::phase::Phase;
@@ -43,7 +43,7 @@ pub(super) struct Machine<'a> {
 
 impl Machine<'_> {
     /// Time of this rank's own work: waiting is not counted.
-    fn worked(&self) -> Duration {
+    pub(super) fn worked(&self) -> Duration {
         self.clock.elapsed().saturating_sub(self.waited.get())
     }
 
@@ -75,10 +75,9 @@ pub(super) struct Computed {
 
 /// Computes and reduces the gradient of one step.
 pub(super) fn forward_backward(machine: &Machine<'_>, task: &Task, batch: &StepBatch) -> Result<Pending> {
-    let units = units(machine, task, batch)?;
-    let fed = batch.lanes.iter().map(|(lane, rows)| (*lane, lane_digest(&rows.sample_ids))).collect();
+    let units = units(machine, task, batch, together::keeps_bits(machine.model, task))?;
     let pending = compute(machine, task, &units, &batch.lane_rows)?;
-    Ok(Pending { lanes: batch.lane_rows.len(), fed, ..pending })
+    Ok(pending.of(batch))
 }
 
 /// sha256 of sample ids, each as a little-endian u64, in order.
@@ -96,10 +95,8 @@ pub(super) fn forward_backward_rows(machine: &Machine<'_>, task: &Task, rows: Mi
 }
 
 fn compute(machine: &Machine<'_>, task: &Task, units: &[Unit], lane_rows: &[usize]) -> Result<Pending> {
-    let all = || units.iter().flat_map(|unit| &unit.micro_batches);
-    let local = [all().map(|m| m.count).sum::<f64>(), all().map(|m| m.tokens as f64).sum::<f64>()];
     machine.watch.enter(Stage::Wait);
-    let totals = agree::sums(machine.group, &local)?;
+    let totals = agree::sums(machine.group, &counted(units))?;
     let present = present(machine, task, units)?;
     let denominators = task.setup.objective.counts(totals[0]);
     let mut broken_samples = Vec::new();
@@ -123,17 +120,57 @@ fn compute(machine: &Machine<'_>, task: &Task, units: &[Unit], lane_rows: &[usiz
     };
     let compute_seconds = machine.worked().saturating_sub(begun).as_secs_f64();
     machine.observer.phase(Phase::AfterBackward);
+    let work =
+        Work { computed, broken_samples, batch_term, compute_seconds, lanes, totals: [totals[0], totals[1]], present };
+    conclude(machine, task, work)
+}
+
+/// What the loss counts in the rows of this rank, and their tokens.
+pub(super) fn counted(units: &[Unit]) -> [f64; 2] {
+    let all = || units.iter().flat_map(|unit| &unit.micro_batches);
+    [all().map(|m| m.count).sum::<f64>(), all().map(|m| m.tokens as f64).sum::<f64>()]
+}
+
+/// What this rank computed of a step.
+pub(super) struct Work {
+    pub(super) computed: Vec<Computed>,
+    pub(super) broken_samples: Vec<u64>,
+    /// The value of the term of the whole batch.
+    pub(super) batch_term: f64,
+    pub(super) compute_seconds: f64,
+    /// Lanes of the step.
+    pub(super) lanes: usize,
+    /// As [`counted`], of all ranks.
+    pub(super) totals: [f64; 2],
+    /// As [`present`].
+    pub(super) present: Vec<bool>,
+}
+
+/// Adds what all ranks computed.
+pub(super) fn conclude(machine: &Machine<'_>, task: &Task, work: Work) -> Result<Pending> {
     machine.watch.enter(Stage::Reduce);
     machine.observer.phase(Phase::DuringReduce);
-    let (mut grads, sum) = reduce(machine.group, task, lanes, &computed)?;
-    let own_term = regularise(task, &mut grads) + batch_term;
-    let sums = coupled::reduced(machine.group, task, lanes, &computed)?;
+    let (lanes, computed) = (work.lanes, &work.computed);
+    let denominators = task.setup.objective.counts(work.totals[0]);
+    let (mut grads, sum) = reduce(machine.group, task, lanes, computed)?;
+    let own_term = regularise(task, &mut grads) + work.batch_term;
+    let sums = coupled::reduced(machine.group, task, lanes, computed)?;
     let sums = sums.and_then(|sums| Vec::try_from(sums.flatten(0, -1)).ok());
+    let broken_samples = work.broken_samples;
     let broken = !broken_samples.is_empty() || !clip::is_finite(&grads);
     let broken = agree::maxima(machine.group, &[f64::from(u8::from(broken))])?[0] > 0.0;
     let loss = loss::value(&[(task.setup.objective.term(), sum, 1.0)], &denominators) + own_term;
-    let (tokens, lanes, fed) = (totals[1] as u64, 0, Vec::new());
+    let (tokens, lanes, fed) = (work.totals[1] as u64, 0, Vec::new());
+    let Work { present, compute_seconds, .. } = work;
     Ok(Pending { grads, loss, tokens, broken, broken_samples, lanes, fed, present, compute_seconds, sums })
+}
+
+impl Pending {
+    /// The same with what it was fed.
+    pub(super) fn of(self, batch: &StepBatch) -> Self {
+        let fed = batch.lanes.iter().map(|(lane, rows)| (*lane, lane_digest(&rows.sample_ids))).collect();
+        Self { lanes: batch.lane_rows.len(), fed, ..self }
+    }
 }
 
 /// Which of the tasks that rows may name have rows in the step, on any rank.
@@ -155,8 +192,9 @@ fn present(machine: &Machine<'_>, task: &Task, units: &[Unit]) -> Result<Vec<boo
     Ok(agree::sums(machine.group, &rows)?.iter().map(|rows| *rows > 0.0).collect())
 }
 
-fn units(machine: &Machine<'_>, task: &Task, batch: &StepBatch) -> Result<Vec<Unit>> {
-    let ground = task.ground(machine.model);
+/// The rows of a step on this rank; end to end where they are to be `packed` whatever that costs or saves.
+pub(super) fn units(machine: &Machine<'_>, task: &Task, batch: &StepBatch, packed: bool) -> Result<Vec<Unit>> {
+    let ground = Ground { packed, ..task.ground(machine.model) };
     let unit = |number, rows: &Batch| {
         let most = task.setup.micro_batch.unwrap_or(rows.len());
         let micro_batches = MicroBatch::cut(&ground, rows, most)?;
@@ -295,7 +333,8 @@ fn backward(
         total
     };
     if task.setup.checkpointing {
-        return blockwise::backward(machine.model, adapter, input, mode, &mut scalar, &mut || None, None);
+        let riders = [Rider::new(task, input.layout.sequences())];
+        return blockwise::backward(machine.model, &riders, input, mode, &mut scalar, &mut || None, None);
     }
     let output = forward(machine.model, adapter, input, mode);
     let total = scalar(&output)?;

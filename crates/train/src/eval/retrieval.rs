@@ -35,7 +35,7 @@ fn embed(scorer: &Scorer<'_>, set: &Retrieval) -> Result<Tensor> {
         let sequences: Vec<_> = batch.iter().map(|index| &set.texts[*index]).collect();
         let samples: Vec<u64> = batch.iter().map(|index| *index as u64).collect();
         let tasks: Vec<u32> = batch.iter().filter_map(|index| set.tasks.get(*index).copied()).collect();
-        let (input, _) = lay_out(&Ragged::of(sequences), &samples, &tasks, device);
+        let (input, _) = lay_out(&Ragged::of(sequences), &samples, &tasks, device, false);
         let input = with_virtual(input, scorer.ground.front, scorer.ground.reads);
         match forward(scorer.model, scorer.hooks, &input, Mode::EVAL) {
             Output::Vectors(vectors) => own.push(vectors.to_kind(Kind::Float)),

@@ -27,7 +27,7 @@ impl Rows {
     fn batches(&self, examples: &[Example]) -> Result<Vec<Labelled>> {
         let labelled = |examples: &[Example]| {
             let batch = Batch::collate(self.encoder.task(), examples)?;
-            let (input, _) = lay_out(&batch.inputs, &batch.sample_ids, &batch.row_tasks, self.device);
+            let (input, _) = lay_out(&batch.inputs, &batch.sample_ids, &batch.row_tasks, self.device, false);
             Ok(Labelled { input, classes: examples.iter().map(class).collect() })
         };
         examples.chunks(MOST).map(labelled).collect()

@@ -1,6 +1,8 @@
-//! The loop itself: tasks take turns, one step each, until all are done or somebody asks to stop.
+//! The loop itself: tasks take turns, one step each, until all are done or somebody asks to stop. Those that can share
+//! their passes through the model have one turn together.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pleach_base::{Result, Step, code};
 use pleach_spec::job::Determinism;
@@ -135,15 +137,22 @@ impl Round<'_> {
 
     /// Steps of all tasks in turn; ends with what a rank asked for, or when all steps are done.
     fn train(&mut self) -> Result<Wish> {
+        let turns = self.turns()?;
         loop {
             let mut stepped = false;
-            for index in 0..self.tasks.len() {
-                let step = self.engine.step(&self.tasks[index].name)?;
-                if self.tasks[index].is_done(step) || !experts::take(&mut self.engine, self.tasks, index)? {
+            for turn in &turns {
+                let mut ready = Vec::with_capacity(turn.len());
+                for index in turn {
+                    let step = self.engine.step(&self.tasks[*index].name)?;
+                    if !self.tasks[*index].is_done(step) && experts::take(&mut self.engine, self.tasks, *index)? {
+                        ready.push(*index);
+                    }
+                }
+                if ready.is_empty() {
                     continue;
                 }
                 stepped = true;
-                let wish = self.step(index, step)?;
+                let wish = self.step(&ready)?;
                 if wish != Wish::GoOn {
                     return Ok(wish);
                 }
@@ -154,22 +163,75 @@ impl Round<'_> {
         }
     }
 
-    /// One step of one task; gives what the ranks want then.
-    fn step(&mut self, index: usize, step: u64) -> Result<Wish> {
+    /// Which tasks make their steps together, turn by turn; says so where there are several.
+    fn turns(&self) -> Result<Vec<Vec<usize>>> {
+        let (mut together, mut turns, mut lines) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, task) in self.tasks.iter().enumerate() {
+            match self.engine.apart(&task.name)? {
+                None => together.push(index),
+                Some(why) => {
+                    lines.push(format!("task {} makes its passes through the model by itself: {why}", task.name));
+                    turns.push(vec![index]);
+                }
+            }
+        }
+        if let [_, _, ..] = together.as_slice() {
+            let names: Vec<_> = together.iter().map(|index| self.tasks[*index].name.as_str()).collect();
+            lines.insert(0, format!("tasks {} share their passes through the model", names.join(", ")));
+        }
+        if self.tasks.len() > 1 {
+            lines.iter().for_each(|line| self.ground.cx.observer.log(Level::Info, line));
+        }
+        turns.insert(0, together);
+        Ok(turns)
+    }
+
+    /// One step of each of some tasks, whose passes are shared when there are several; gives what the ranks want then.
+    fn step(&mut self, turn: &[usize]) -> Result<Wish> {
         let cx = self.ground.cx;
         cx.stop.check()?;
         let (begun, watch) = (cx.clock.elapsed(), self.engine.stopwatch());
         watch.start(Stage::Data);
-        let task = &mut self.tasks[index];
-        let lanes = lanes::of_rank(task.data.plan().lanes(), cx.group.rank(), cx.group.world());
-        let batch = task.data.batch(step, lanes)?;
-        feed::fed(cx, &task.name, step + 1, &batch)?;
+        let mut batches = Vec::with_capacity(turn.len());
+        for index in turn {
+            let task = &mut self.tasks[*index];
+            let step = self.engine.step(&task.name)?;
+            let lanes = lanes::of_rank(task.data.plan().lanes(), cx.group.rank(), cx.group.world());
+            let batch = task.data.batch(step, lanes)?;
+            feed::fed(cx, &task.name, step + 1, &batch)?;
+            batches.push((task.name.clone(), batch));
+        }
         cx.observer.phase(Phase::BeforeForward);
-        self.engine.forward_backward(&task.name, &batch)?;
+        let forwarded = match batches.as_slice() {
+            [(name, batch)] => vec![self.engine.forward_backward(name, batch)?],
+            several => {
+                let several: Vec<_> = several.iter().map(|(name, batch)| (name, batch)).collect();
+                self.engine.forward_backward_together(&several)?
+            }
+        };
+        let passed = cx.clock.elapsed().saturating_sub(begun);
+        let all = forwarded.iter().map(|forwarded| forwarded.tokens).sum::<u64>().max(1) as f64;
+        let mut wish = Wish::GoOn;
+        for (index, forwarded) in turn.iter().zip(&forwarded) {
+            // Of passes that were shared, as much as it has tokens.
+            wish = wish.max(self.update(*index, passed.mul_f64(forwarded.tokens as f64 / all))?);
+        }
+        let tasks: Vec<_> = batches.into_iter().map(|(name, _)| name).collect();
+        let step = tasks.first().map_or(Ok(0), |name| self.engine.step(name))?;
+        if let Some(times) = watch.stop(tasks, step) {
+            cx.observer.times(times);
+        }
+        Ok(wish)
+    }
+
+    /// The update of one task, whose passes took `passed`.
+    fn update(&mut self, index: usize, passed: Duration) -> Result<Wish> {
+        let cx = self.ground.cx;
+        let begun = cx.clock.elapsed();
         let word = Word { wish: cx.stop.wish(), ..self.knows(index) };
         let task = &mut self.tasks[index];
         let result = self.engine.optim_step_saying(&task.name, word)?;
-        let seconds = cx.clock.elapsed().saturating_sub(begun).as_secs_f64();
+        let seconds = (passed + cx.clock.elapsed().saturating_sub(begun)).as_secs_f64();
         task.metrics.clear();
         task.note("train/loss".to_owned(), result.loss);
         for (name, value) in result.routing.iter().flat_map(|routing| &routing.metrics) {
@@ -181,9 +243,6 @@ impl Round<'_> {
         // A gang that is waited for ends at once; the next one does the rest.
         if result.wish != Wish::Yield {
             self.after(index, result.step)?;
-        }
-        if let Some(times) = watch.stop(vec![self.tasks[index].name.clone()], result.step) {
-            cx.observer.times(times);
         }
         Ok(result.wish)
     }

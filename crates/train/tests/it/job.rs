@@ -175,7 +175,12 @@ fn a_finished_job_has_nothing_to_do() {
 #[test]
 fn tasks_take_turns_and_each_is_as_it_is_alone() {
     let (both, single) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let mut job = llama_job(both.path(), 16);
+    let strict = |folder: &std::path::Path| {
+        let mut job = llama_job(folder, 16);
+        job["spec"]["train"]["determinism"] = json!("strict");
+        job
+    };
+    let mut job = strict(both.path());
     let mut second = job["spec"]["tasks"][0].clone();
     second["name"] = json!("b");
     second["adapter"]["r"] = json!(2);
@@ -186,7 +191,7 @@ fn tasks_take_turns_and_each_is_as_it_is_alone() {
     let steps = heard.steps.lock().unwrap();
     let order: String = steps.iter().map(|row| row.task.as_str()).collect();
     assert_eq!(order, "abababab");
-    let (_, alone) = run_alone(&llama_job(single.path(), 16));
+    let (_, alone) = run_alone(&strict(single.path()));
     let of_a: Vec<_> = steps.iter().filter(|row| row.task.as_str() == "a").map(|row| row.digest.clone()).collect();
     assert_eq!(of_a, alone.digests());
     let of_b: Vec<_> = steps.iter().filter(|row| row.task.as_str() == "b").map(|row| row.loss).collect();

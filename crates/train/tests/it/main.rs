@@ -21,4 +21,5 @@ mod sparse;
 mod strategies;
 mod tasks;
 mod times;
+mod together;
 mod zoo;
