@@ -59,7 +59,7 @@ fn many(seeds: impl Iterator<Item = u64>, begin: Begin) -> Summary {
     total
 }
 
-fn all(histories: u64, begin: Begin) {
+fn all(histories: u64, begin: Begin) -> Summary {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
     let mut total = Summary::default();
     std::thread::scope(|scope| {
@@ -73,11 +73,11 @@ fn all(histories: u64, begin: Begin) {
             }
         }
     });
-    println!("{histories} histories: {total:?}");
     // A simulation in which nothing happens proves nothing.
     assert!(total.succeeded > histories && total.cancelled > histories / 50 && total.spent > histories / 100);
     assert!(2 * total.generations > 3 * total.succeeded, "too quiet: {total:?}");
     assert!(total.resumed.iter().all(|times| *times > histories / 20) && total.remade > 0, "{total:?}");
+    total
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn random_histories_keep_every_invariant_and_end() {
         println!("{}", told(seed, Sim::new));
         return;
     }
-    all(number("PLEACH_SIM_HISTORIES").unwrap_or(20_000), Sim::new);
+    println!("{:?}", all(number("PLEACH_SIM_HISTORIES").unwrap_or(20_000), Sim::new));
 }
 
 #[test]
@@ -96,5 +96,5 @@ fn histories_in_which_workers_are_heard_in_batches_keep_every_invariant_and_end(
         println!("{}", told(seed, begin));
         return;
     }
-    all(number("PLEACH_SIM_HISTORIES").unwrap_or(20_000) / 4, begin);
+    println!("{:?}", all(number("PLEACH_SIM_HISTORIES").unwrap_or(20_000) / 4, begin));
 }
