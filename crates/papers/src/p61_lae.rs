@@ -32,7 +32,11 @@ loss over all classes seen so far and nothing else. The number is the mean accur
     measures: &[Measure { name: LAST, unit: "%", digits: 2 }],
     margins: &[
         Margin::new("LAE is 5 points above naive", LAE, Than::Arm(At("naive", LAST)), Need::AtLeast(5.0)),
-        Margin::new("it is within 0.5 points of the online module or better", LAE, Than::Arm(At("online", LAST)), Need::AtLeast(-0.5)),
+        Margin::new("it is within 0.5 points of the online module or better", LAE, Than::Arm(At("online", LAST)), Need::AtLeast(-0.5))
+            .but(
+                "the mean is above it, but half a point is one of the 360 rows for tests, and the difference scatters by more than three \
+                 times that over seeds: too little for five of them to resolve",
+            ),
         Margin::new("it is within 0.5 points of the offline copy or better", LAE, Than::Arm(At("offline", LAST)), Need::AtLeast(-0.5)),
         Margin::new("rest does not harm", LAE, Than::Arm(At("moving", LAST)), Need::AtLeast(0.0)),
         Margin::new("LoRA gains", At("lae lora", LAST), Than::Arm(At("naive lora", LAST)), Need::AtLeast(0.0)),
