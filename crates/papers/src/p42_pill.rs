@@ -30,7 +30,7 @@ of four kinds, among fillers) and eight that ask for one of the attributes and a
 vectors of twelve numbers, each a drawn linear map of the attributes and noise, in place of the description. *Accuracy* is the share of right \
 answers about new images; *text* is by how much the loss on new texts has risen, in thousandths. The shared adapter is the same GLU adapter \
 for tokens of both kinds, without a gate, with as many parameters by a larger bottleneck. All arms see the same images for the same number of \
-steps; PILL aligns during the first quarter of them, the shared adapter trains everything from the start.",
+steps; PILL aligns during the first tenth of them, the shared adapter trains everything from the start.",
     seeds: 5,
     arms: &[
         Arm { name: PILL, what: "experts by modality, gated values" },
@@ -84,7 +84,7 @@ const FILLERS: u64 = 12;
 const IS: i64 = FILLER + FILLERS as i64;
 
 const PRETRAINING: u64 = 700;
-const STEPS: u64 = 300;
+const STEPS: u64 = 600;
 
 fn run(cx: &Cx) -> Result<Scores> {
     let key = cx.key("things");
@@ -111,7 +111,7 @@ fn run(cx: &Cx) -> Result<Scores> {
     judge(FROZEN, &NoHooks);
     let pill = |r: u32, gated: bool| {
         json!({"method": "pill", "down_sample_size": r, "visual": {"proj_in": WIDTH, "tokens": HALF},
-               "modalities": ["text", {"name": "image", "gated": gated}], "stage": ["align", "tune"], "align_share": 0.25})
+               "modalities": ["text", {"name": "image", "gated": gated}], "stage": ["align", "tune"], "align_share": 0.1})
     };
     let shared = Shared(options(&json!({"method": "pill", "down_sample_size": 7, "stage": "tune",
         "visual": {"proj_in": WIDTH, "tokens": HALF}, "modalities": ["text", {"name": "image", "gated": false}]}))?);
