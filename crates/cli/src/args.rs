@@ -160,6 +160,9 @@ pub(crate) struct Train {
     /// Show at the end where the time of the newest steps went, and write those steps as a Chrome trace
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
+    /// Write every step as a line of JSON into this file: loss, tokens, times
+    #[arg(long, value_name = "FILE")]
+    pub(crate) steps: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) output: Output,
 }

@@ -78,6 +78,25 @@ fn task(task: &v1::TaskStatus) -> Value {
     })
 }
 
+/// A step as JSON.
+pub(crate) fn step(row: &v1::StepRow) -> Value {
+    json!({
+        "task": row.task,
+        "step": row.step,
+        "total_steps": row.total_steps,
+        "generation": row.generation,
+        "world": row.world,
+        "loss": row.loss,
+        "grad_norm": row.grad_norm,
+        "learning_rate": row.learning_rate,
+        "tokens": row.tokens,
+        "seconds": row.step_seconds,
+        "unix_ms": row.unix_ms,
+        "rss_bytes": row.rss_bytes,
+        "skipped": row.skipped,
+    })
+}
+
 fn eval(row: &v1::EvalRow) -> Value {
     let metrics: Map<_, _> = sorted(row).into_iter().map(|(name, value)| (name.to_owned(), json!(value))).collect();
     json!({"step": row.step, "samples": row.samples, "seconds": row.seconds, "metrics": metrics})

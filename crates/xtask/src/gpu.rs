@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use crate::paths::Paths;
 use crate::setup::{self, View};
-use crate::{cmd, quickstart, ui};
+use crate::{bench, cmd, quickstart, ui};
 
 /// `gpu` on the command line.
 #[derive(clap::Args, Debug, Default)]
@@ -16,7 +16,13 @@ pub(crate) struct Args {
     /// Only check that everything compiles with CUDA, even if there is a GPU
     #[arg(long)]
     compile_only: bool,
+    /// Without a GPU, run its benchmarks on the CPU with tiny models
+    #[arg(long)]
+    rehearse: bool,
 }
+
+/// The benchmarks that need a GPU.
+const WORKLOADS: &[&str] = &["w5", "w6"];
 
 /// The command.
 pub(crate) fn run(paths: &Paths, args: &Args) -> Result<()> {
@@ -26,6 +32,9 @@ pub(crate) fn run(paths: &Paths, args: &Args) -> Result<()> {
     if gpus.is_empty() {
         cmd::run(cargo(paths).args(["check", "-p", "pleach-worker", "--features", "cuda"]))?;
         ui::say("gpu", "no GPU was used: the code compiles with CUDA, and nothing more was checked");
+        if args.rehearse {
+            bench::run(paths, &bench::on_gpu(WORKLOADS, true))?;
+        }
         return Ok(());
     }
     ui::say("gpus", gpus.join(", "));
@@ -43,11 +52,13 @@ pub(crate) fn run(paths: &Paths, args: &Args) -> Result<()> {
         device: "cuda".to_owned(),
         data_only: false,
     };
-    quickstart::with_programs(paths, &args, &target(paths).join("debug"))
+    quickstart::with_programs(paths, &args, &target(paths).join("debug"))?;
+    ui::say("bench", "trainings beside PEFT on this GPU");
+    bench::run(paths, &bench::on_gpu(WORKLOADS, false))
 }
 
 /// Names of the GPUs, as the driver's tool lists them; empty without one.
-fn gpus() -> Vec<String> {
+pub(crate) fn gpus() -> Vec<String> {
     let Ok(out) = cmd::output(Command::new("nvidia-smi").args(["--query-gpu=name", "--format=csv,noheader"])) else {
         return Vec::new();
     };
@@ -55,7 +66,7 @@ fn gpus() -> Vec<String> {
     if out.status.success() { text.lines().map(|line| line.trim().to_owned()).collect() } else { Vec::new() }
 }
 
-fn target(paths: &Paths) -> std::path::PathBuf {
+pub(crate) fn target(paths: &Paths) -> std::path::PathBuf {
     paths.target().join("cuda")
 }
 

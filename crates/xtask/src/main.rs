@@ -68,7 +68,7 @@ enum Command {
     Recovery(recovery::Args),
     /// Train what the papers claim on small models, and write docs/papers/
     Papers(papers::Args),
-    /// Measure Pleach on this machine: docs/bench/
+    /// Measure Pleach on this machine, trainings beside PEFT: docs/bench/, docs/performance.md
     Bench(bench::Args),
     /// Break each invariant on purpose, in a copy, and see the tests notice
     Mutate(mutate::Args),

@@ -28,6 +28,7 @@ pub(super) async fn run(global: &Global, args: Train) -> Result<ExitCode> {
     let count = workers(&job, args.workers).map_err(|error| places.locate(error))?;
     let binary = handover::binary()?;
     let state = state_file(&args.state, &job)?;
+    let steps = args.steps.as_deref().map(steps_file).transpose()?;
 
     let running = serve(Config::embedded(StateStore::File(state)), Shutdown::default()).await?;
     let address = running.url();
@@ -42,7 +43,8 @@ pub(super) async fn run(global: &Global, args: Train) -> Result<ExitCode> {
         Ok(stored) => {
             let threads = threads(&job, count);
             let recruit = Recruit { binary, address, threads, device: args.device, verbose: global.verbose > 0 };
-            train(&mut client, &job, stored.last_seq, recruit, count).await
+            let follower = Follower::new(Stream::Err, Shown { events: true, all_logs: false }).writing_steps(steps);
+            train(&mut client, &job, stored.last_seq, recruit, count, follower).await
         }
         Err(error) => Err(error),
     };
@@ -67,13 +69,20 @@ pub(super) async fn run(global: &Global, args: Train) -> Result<ExitCode> {
 }
 
 /// Follows the job from update `seen` on while its workers are kept alive; none when it was interrupted before its end.
-async fn train(client: &mut Client, job: &Job, seen: u64, recruit: Recruit, count: u32) -> Result<Option<v1::Job>> {
+async fn train(
+    client: &mut Client,
+    job: &Job,
+    seen: u64,
+    recruit: Recruit,
+    count: u32,
+    follower: Follower,
+) -> Result<Option<v1::Job>> {
     let mut signals = Signals::listen()?;
     let orders = Orders::default();
     let (say, mut said) = unbounded_channel();
     let mut crew = std::pin::pin!(Crew::new(recruit, job.spec.workers.restarts, orders.clone(), say).run(count));
     let id = job.metadata.name.clone();
-    let follower = RefCell::new(Follower::new(Stream::Err, Shown { events: true, all_logs: false }));
+    let follower = RefCell::new(follower);
     follower.borrow().say(&format!("starting {count} workers on this machine"));
 
     let mut watcher = client.clone();
@@ -161,6 +170,10 @@ fn workers(job: &Job, asked: Option<u32>) -> Result<u32> {
 fn threads(job: &Job, count: u32) -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
     job.spec.workers.threads.unwrap_or_else(|| (cores / count).max(1))
+}
+
+fn steps_file(path: &Path) -> Result<std::fs::File> {
+    std::fs::File::create(path).or_code(code::IO, || format!("--steps {}: cannot be created", path.display()))
 }
 
 /// One file a job: several can be trained side by side.

@@ -4,6 +4,7 @@ mod bars;
 mod meter;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -45,6 +46,8 @@ pub(crate) struct Follower {
     bars: Option<Bars>,
     meters: BTreeMap<String, Meter>,
     job: Option<v1::Job>,
+    /// Where steps are written as JSON too, a line each.
+    steps: Option<File>,
 }
 
 impl Follower {
@@ -55,7 +58,13 @@ impl Follower {
             Stream::Err => std::io::stderr().is_terminal(),
         };
         let bars = terminal.then(|| Bars::new(stream));
-        Self { stream, shown, bars, meters: BTreeMap::new(), job: None }
+        Self { stream, shown, bars, meters: BTreeMap::new(), job: None, steps: None }
+    }
+
+    /// Also writes every step into `file`, a line of JSON each.
+    pub(crate) fn writing_steps(mut self, file: Option<File>) -> Self {
+        self.steps = file;
+        self
     }
 
     /// Shows one update; stops after the job's end.
@@ -121,6 +130,7 @@ impl Follower {
     }
 
     fn step(&mut self, row: &v1::StepRow) {
+        self.write_down(row);
         self.meter(&row.task).step(row);
         let meter = &self.meters[&row.task];
         match &mut self.bars {
@@ -129,6 +139,15 @@ impl Follower {
                 let line = format!("{}  {}", row.task, meter.line());
                 self.say(&line);
             }
+        }
+    }
+
+    fn write_down(&mut self, row: &v1::StepRow) {
+        let written = self.steps.as_mut().map(|file| writeln!(file, "{}", view::step(row)));
+        if let Some(Err(error)) = written {
+            // Training is worth more than its minutes.
+            self.steps = None;
+            self.say(&format!("steps are no longer written down: {error}"));
         }
     }
 
@@ -198,6 +217,25 @@ mod tests {
         }
         assert_eq!(follower.update(job(JobState::Failed)), Flow::Stop);
         assert_eq!(follower.last().map(view::state), Some("failed"));
+    }
+
+    #[test]
+    fn every_step_is_a_line_of_json_with_all_digits_of_its_loss() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("steps.jsonl");
+        let file = File::create(&path).unwrap();
+        let quiet = Shown { events: false, all_logs: false };
+        let mut follower = Follower::new(Stream::Err, quiet).writing_steps(Some(file));
+        for (step, loss) in [(1, 1.234_567_890_125), (2, 0.5)] {
+            let row = v1::StepRow { task: "a".into(), step, loss, tokens: 7, unix_ms: 9, ..Default::default() };
+            let update = Some(Update::Step(row));
+            assert_eq!(follower.update(WatchJobResponse { seq: step, update }), Flow::More);
+        }
+        let text = std::fs::read_to_string(path).unwrap();
+        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0]["loss"], 1.234_567_890_125);
+        assert_eq!((&lines[1]["step"], &lines[1]["tokens"], &lines[1]["unix_ms"]), (&2.into(), &7.into(), &9.into()));
     }
 
     #[test]
