@@ -27,6 +27,8 @@ mod generate;
 #[cfg(feature = "torch")]
 pub(crate) mod normal;
 #[cfg(feature = "torch")]
+mod rows;
+#[cfg(feature = "torch")]
 mod run;
 #[cfg(feature = "torch")]
 pub(crate) mod state;

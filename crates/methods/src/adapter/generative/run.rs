@@ -8,6 +8,7 @@ use pleach_nn::{Form, Layout, OpWeights, Role, Segment, Site, SiteCx, SiteHook, 
 use tch::{Kind, Tensor};
 
 use super::normal::Rule;
+use super::rows::Rows;
 use super::state::{Generator, Maps, Sum, feeding};
 use super::{A1, A2, A3, B, Config, NORM};
 use crate::adapter::common::{Dropout, Relay};
@@ -87,41 +88,33 @@ impl Target {
         if wanted.is_empty() {
             return BTreeMap::new();
         }
-        let states: Vec<Tensor> = match layout.form() {
+        let states = match layout.form() {
             Form::Padded { .. } => {
                 let index: Vec<i64> = wanted.iter().map(|i| *i as i64).collect();
                 let index = Tensor::from_slice(&index).to_device(hidden.device());
                 let mask = layout.real().map(|real| real.index_select(0, &index));
-                self.generator.chunk(&hidden.index_select(0, &index), mask.as_ref()).unbind(0)
+                self.generator.chunk(&hidden.index_select(0, &index), mask.as_ref())
             }
             Form::Packed { .. } => {
-                wanted.iter().map(|i| self.generator.chunk(&sequence(layout, hidden, *i), None)).collect()
+                let rows = Rows::new(layout, wanted);
+                self.generator.chunk(&rows.of(hidden), Some(&rows.real))
             }
         };
-        wanted.iter().copied().zip(states).collect()
+        wanted.iter().copied().zip(states.unbind(0)).collect()
     }
 
     /// What the sequences add, `[.., out]`, given their maps.
     fn added(&self, layout: &Layout, x: &Tensor, maps: &Maps) -> Tensor {
+        let index = Tensor::from_slice(&maps.index).to_device(x.device());
+        let maps = maps.table.index_select(0, &index);
         match layout.form() {
-            Form::Padded { .. } => {
-                let index = Tensor::from_slice(&maps.index).to_device(x.device());
-                self.generator.added(x, &maps.table.index_select(0, &index))
-            }
+            Form::Padded { .. } => self.generator.added(x, &maps),
             Form::Packed { .. } => {
-                let one = |(i, map): (usize, &i64)| {
-                    self.generator.added(&sequence(layout, x, i), &maps.table.get(*map))
-                };
-                Tensor::cat(&maps.index.iter().enumerate().map(one).collect::<Vec<_>>(), 0)
+                let rows = Rows::new(layout, &(0..layout.sequences()).collect::<Vec<_>>());
+                rows.tokens(&self.generator.added(&rows.of(x), &maps))
             }
         }
     }
-}
-
-/// A sequence's tokens, of the packed form.
-fn sequence(layout: &Layout, tensor: &Tensor, i: usize) -> Tensor {
-    let range = layout.token_range(i);
-    tensor.narrow(0, range.start as i64, range.len() as i64)
 }
 
 impl SiteHook for Target {
