@@ -45,7 +45,11 @@ impl Subject {
     }
 
     pub(super) fn store(&self, task: &TaskName) -> Result<TaskStore> {
-        Ok(Store::open(&self.job.spec.checkpoint.store, &self.store_options())?.task(&self.tenant, &JobId::from(self.id.as_str()), task))
+        Ok(Store::open(&self.job.spec.checkpoint.store, &self.store_options())?.task(
+            &self.tenant,
+            &JobId::from(self.id.as_str()),
+            task,
+        ))
     }
 }
 
