@@ -21,7 +21,7 @@ pub use backbone::{
     in_folder,
 };
 pub use families::{Family, configure, families, open, write_drawn, write_tiny};
-pub use model::{Entry, ModelDir, TensorFile, return_large_blocks};
+pub use model::{Entry, ModelDir, TensorFile, keep_memory, release_memory};
 pub use reads::{Reads, ShiftIds, Source};
 pub use safetensors::Dtype;
 pub use site::{Dims, Heads, Part, Role, Site, SiteId, SiteWeight, Sites, WeightLayout};

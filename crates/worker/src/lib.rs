@@ -38,7 +38,7 @@ pub use worker::run;
 /// Parses the command line, runs the worker until it is asked to stop (or the subcommand), and gives the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    pleach_nn::return_large_blocks();
+    pleach_nn::keep_memory();
     let cli = cli::Cli::parse();
     telemetry::start(cli.worker.log_format);
     if let Some(command) = cli.command {

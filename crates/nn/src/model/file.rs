@@ -22,6 +22,8 @@ pub struct Entry<'a> {
     pub shape: &'a [usize],
     /// Elements, little-endian.
     pub bytes: &'a [u8],
+    /// The file that they are in, and where; `None` for bytes in memory.
+    pub place: Option<(&'a Path, usize)>,
 }
 
 #[derive(Debug)]
@@ -35,6 +37,8 @@ struct Place {
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
+    /// Whether the bytes are a file's, not in memory.
+    on_disk: bool,
     map: Mmap,
     places: BTreeMap<String, Place>,
 }
@@ -46,7 +50,7 @@ impl TensorFile {
     /// `MODEL_MISSING` when there is none, `SAFETENSORS` naming the file and the tensor when the header is damaged or lies about
     /// lengths.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::of(path, map(path)?)
+        Ok(Self { on_disk: true, ..Self::of(path, map(path)?)? })
     }
 
     /// A file that is no file: its bytes, in memory of its own.
@@ -61,7 +65,7 @@ impl TensorFile {
         let listed = header::parse(&map).map_err(|error| error.at(path.display()))?;
         let place = |t: Listed| (t.name, Place { dtype: t.dtype, shape: t.shape, bytes: t.bytes });
         let places = listed.into_iter().map(place).collect();
-        Ok(Self { path: path.to_owned(), map, places })
+        Ok(Self { path: path.to_owned(), on_disk: false, map, places })
     }
 
     /// Where the file is.
@@ -80,6 +84,7 @@ impl TensorFile {
     pub fn get(&self, name: &str) -> Option<Entry<'_>> {
         let (name, place) = self.places.get_key_value(name)?;
         let bytes = self.map.get(place.bytes.clone())?;
-        Some(Entry { name, dtype: place.dtype, shape: &place.shape, bytes })
+        let at = self.on_disk.then_some((self.path.as_path(), place.bytes.start));
+        Some(Entry { name, dtype: place.dtype, shape: &place.shape, bytes, place: at })
     }
 }

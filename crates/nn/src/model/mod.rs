@@ -9,4 +9,4 @@ mod mmap;
 pub(crate) use config::{Config, bad};
 pub use dir::ModelDir;
 pub use file::{Entry, TensorFile};
-pub use mmap::return_large_blocks;
+pub use mmap::{keep_memory, release_memory};

@@ -6,6 +6,7 @@ mod draw;
 mod forward;
 mod hooks;
 mod layout;
+mod mapped;
 mod out;
 mod params;
 mod weights;

@@ -10,6 +10,7 @@ use tch::{Device, Kind, Tensor};
 use super::bytes::tensor_from_entry;
 use super::draw::draw;
 use super::hooks::OpWeights;
+use super::mapped::Mapped;
 use crate::backbone::{Found, ModelInfo, Precision, TensorInfo, find};
 use crate::model::{Entry, ModelDir};
 use crate::site::Site;
@@ -34,6 +35,7 @@ pub struct Weights<'a> {
     kind: Kind,
     /// What was read already: tied modules share one tensor.
     read: RefCell<BTreeMap<String, Tensor>>,
+    mapped: Mapped,
 }
 
 impl<'a> Weights<'a> {
@@ -44,7 +46,7 @@ impl<'a> Weights<'a> {
         device: Device,
         precision: Precision,
     ) -> Self {
-        Self { info, tensors, dir, device, kind: precision.kind(), read: RefCell::default() }
+        Self { info, tensors, dir, device, kind: precision.kind(), read: RefCell::default(), mapped: Mapped::default() }
     }
 
     /// The tensor of this name, without gradient. A head that no file has is drawn from its name alone, so that every
@@ -62,7 +64,10 @@ impl<'a> Weights<'a> {
             .find(|tensor| tensor.name == name)
             .ok_or_else(|| code::INTERNAL.error(format!("tensor `{name}` is not in the backbone's list")))?;
         let loaded = match find(self.info, tensor, self.dir)? {
-            Found::Whole(entry) => tensor_from_entry(&entry)?,
+            Found::Whole(entry) => {
+                let mapped = if self.device == Device::Cpu { self.mapped.tensor(&entry, self.kind) } else { None };
+                mapped.map_or_else(|| tensor_from_entry(&entry), Ok)?
+            }
             Found::Pieces(experts) => {
                 let expert = |pieces: Vec<Entry<'_>>| {
                     let pieces: Vec<_> = pieces.iter().map(tensor_from_entry).collect::<Result<_>>()?;

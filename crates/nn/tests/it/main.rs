@@ -5,6 +5,7 @@
 mod blocks;
 mod families;
 mod layouts;
+mod mapped;
 mod recorded;
 mod support;
 mod towers;

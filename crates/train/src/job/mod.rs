@@ -111,7 +111,9 @@ pub fn prepare(cx: &Preparation, warm: &mut Warm) -> Result<()> {
 /// Any code. `CANCELLED` after an abort. A panic of the libraries below becomes `INTERNAL` and empties `warm`. The group is
 /// then of no further use: drop it, so that its peers notice.
 pub fn run_job(cx: JobContext<'_>, warm: &mut Warm) -> Result<Outcome> {
-    guarded(&cx.stop, warm, |warm| round::run(&cx, warm))
+    let outcome = guarded(&cx.stop, warm, |warm| round::run(&cx, warm));
+    pleach_nn::release_memory();
+    outcome
 }
 
 fn guarded<T>(stop: &StopSignal, warm: &mut Warm, work: impl FnOnce(&mut Warm) -> Result<T>) -> Result<T> {
