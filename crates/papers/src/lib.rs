@@ -23,6 +23,7 @@ macro_rules! pages {
 pages! {
     p02_snnk,
     p06_generative,
+    p08_vl_adapter,
     p13_mosa,
     p14_sparse,
     p20_p_adapter,
