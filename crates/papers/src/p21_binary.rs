@@ -58,7 +58,9 @@ const ACCURACY: &str = "accuracy on new digits";
 const BYTES: &str = "stored";
 
 /// Name, configuration and learning rate.
-fn arms() -> Result<[(&'static str, Arc<dyn AdapterConfig>, f64); 4]> {
+type Trial = (&'static str, Arc<dyn AdapterConfig>, f64);
+
+fn arms() -> Result<[Trial; 4]> {
     let adapter = |dim: u32| json!({"method": "adaptformer", "dim": dim, "scale": 1.0, "dropout": 0.0, "bias": false});
     let coded = |method: &str| around(MethodKind::Compress, &json!({"method": method, "bit": 1}), &adapter(32));
     let float = |dim: u32| options(&adapter(dim));
