@@ -7,6 +7,7 @@ use pleach_methods::{JobPlan, check_adapter, head_options, plan_job, remote_expe
 use pleach_proto::v1;
 use pleach_sched::{JobKey, Needs};
 use pleach_spec::Job;
+use pleach_spec::job::is_remote;
 use pleach_store::{Store, StoreOptions};
 
 /// A job that may be stored.
@@ -75,9 +76,8 @@ fn needs(job: &Job) -> Needs {
 /// worker that loads the model finds what is wrong with it.
 fn plan(job: &Job, local: bool) -> Result<Option<JobPlan>> {
     let path = &job.spec.backbone.path;
-    let remote = path.contains("://") && !path.starts_with("file://");
     let folder = Path::new(path.strip_prefix("file://").unwrap_or(path));
-    if remote || !(local || folder.exists()) || remote_experts(job) {
+    if is_remote(path) || !(local || folder.exists()) || remote_experts(job) {
         for index in 0..job.spec.tasks.len() {
             check_adapter(job, index)?;
         }

@@ -1,9 +1,21 @@
 //! Remote sources, by a client that somebody lends.
 
 use std::fmt::Debug;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use pleach_base::Result;
+use pleach_base::{Result, code};
+
+/// Where copies of remote sources are kept: [`crate::OpenOptions::cache`] of whoever runs this.
+///
+/// # Errors
+/// `DATA_SOURCE` when the environment names no place.
+pub fn copies_folder() -> Result<PathBuf> {
+    pleach_base::cache_folder("data").ok_or_else(|| {
+        code::DATA_SOURCE
+            .error("there is no folder for copies of remote data: neither XDG_CACHE_HOME nor HOME is set")
+            .hint("set XDG_CACHE_HOME, as an absolute path")
+    })
+}
 
 /// One object of a remote source.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -31,7 +31,7 @@ pub use batch::{Batch, Counts, IGNORE, Packed, Padded, Ragged, sample_digest};
 pub use dataset::{Dataset, OpenOptions, RowCache, SHARD_ROWS, Shard};
 pub use encode::{Encoder, Limits};
 pub use example::{Content, Encoded, Example};
-pub use fetch::{Fetch, RemoteFile};
+pub use fetch::{Fetch, RemoteFile, copies_folder};
 pub use fields::{Fields, Side};
 pub use loader::{LaneBatch, Loader};
 pub use marks::{Marks, Understood};

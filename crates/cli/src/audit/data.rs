@@ -7,11 +7,12 @@ use pleach_base::{Error, Result, TaskName, code};
 use pleach_data::{Dataset, Encoder, Limits, OpenOptions, Order, RowCache, Side, Understood};
 use pleach_methods::{AdapterConfig, head_options, parse_adapter};
 use pleach_nn::ModelDir;
-use pleach_spec::job::{DataTask, TaskSpec};
+use pleach_spec::job::{DataTask, TaskSpec, is_remote};
+use pleach_store::Source;
 use tokio::runtime::Handle;
 
 use super::Subject;
-use super::remote::{self, Remote};
+use super::remote::Remote;
 
 /// The rows of a task and their order.
 pub(super) struct Rows {
@@ -45,9 +46,10 @@ pub(super) fn open(subject: &Subject, index: usize, task: &TaskSpec) -> Result<R
         .with_tasks(adapter.row_tasks());
     let rows = RowCache::of_user();
     let mut options = OpenOptions { max_bad_rows: data.max_bad_rows, rows, ..OpenOptions::default() };
-    if remote::is_remote(&data.source) {
-        options.fetch = Some(Arc::new(Remote { options: subject.store_options(), runtime: Handle::current() }));
-        options.cache = Some(remote::cache_folder()?);
+    if is_remote(&data.source) {
+        let source = Source::open(&data.source, &subject.store_options())?;
+        options.fetch = Some(Arc::new(Remote { source, runtime: Handle::current() }));
+        options.cache = Some(pleach_data::copies_folder()?);
     }
     let dataset = Arc::new(Dataset::open_source(&data.source, &encoder, &options)?);
     let (train, name) = (&job.spec.train, TaskName::from(task.name.as_str()));

@@ -8,7 +8,7 @@ use pleach_data::{Content, Dataset, Encoder, Limits, OpenOptions, Order, RowCach
 use pleach_methods::parse_adapter;
 use pleach_nn::BackboneConfig;
 use pleach_spec::Job;
-use pleach_spec::job::{DataSpec, DataTask, Determinism};
+use pleach_spec::job::{DataSpec, DataTask, Determinism, is_remote};
 
 use crate::audit::understood;
 
@@ -21,8 +21,7 @@ const PADDING_WORTH_AVOIDING: f64 = 1.1;
 pub(super) fn largest(job: &Job, folder: &Path, model: &dyn BackboneConfig) -> Vec<Option<u64>> {
     let of = |(index, task): (usize, &pleach_spec::job::TaskSpec)| {
         let data = task.data.as_ref().or(job.spec.data.as_ref())?;
-        let here = !data.source.contains("://") || data.source.starts_with("file://");
-        here.then(|| of_task(job, index, data, folder, model).ok()).flatten()
+        (!is_remote(&data.source)).then(|| of_task(job, index, data, folder, model).ok()).flatten()
     };
     job.spec.tasks.iter().enumerate().map(of).collect()
 }

@@ -3,6 +3,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Whether an address of a job is not a path of this machine.
+#[must_use]
+pub fn is_remote(address: &str) -> bool {
+    address.contains("://") && !address.starts_with("file://")
+}
+
 /// Where rows come from and what they mean.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -10,13 +10,13 @@ use pleach_data::{
 };
 use pleach_methods::AdapterConfig;
 use pleach_nn::BackboneConfig;
-use pleach_spec::job::{DataSpec, DataTask, EvalSpec, TrainSpec};
+use pleach_spec::job::{DataSpec, DataTask, EvalSpec, TrainSpec, is_remote};
 
 use super::course::Rows;
 use super::keepalive;
 use super::model::{Encoders, Model};
 use super::ready::Preparation;
-use super::remote::{self, Remote};
+use super::remote::Remote;
 use crate::engine::{Course, StepBatch};
 use crate::eval::EvalSet;
 
@@ -100,9 +100,9 @@ impl<'a> Opener<'a> {
     fn open(&self, source: &str, spec: &DataSpec, encoder: &Encoder) -> Result<Dataset> {
         let rows = RowCache::of_user();
         let mut options = OpenOptions { max_bad_rows: spec.max_bad_rows, rows, ..OpenOptions::default() };
-        if source.contains("://") && !source.starts_with("file://") {
+        if is_remote(source) {
             options.fetch = Some(Arc::new(Remote::of(self.cx)));
-            options.cache = Some(remote::cache_folder()?);
+            options.cache = Some(pleach_data::copies_folder()?);
         }
         let dataset = keepalive::during(self.cx.observer.as_ref(), || Dataset::open_source(source, encoder, &options))?;
         let digest = dataset.digest().to_owned();

@@ -1,12 +1,12 @@
-//! Data in object storage: the client lent to the reader of data, and where copies are kept.
+//! Data in object storage: the client lent to the reader of data.
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use pleach_base::{Result, code};
+use pleach_base::Result;
 use pleach_data::{Fetch, RemoteFile};
 use pleach_spec::job::CheckpointSpec;
 use pleach_store::{Source, SourceObject, StoreOptions};
@@ -86,16 +86,4 @@ impl Fetch for Remote {
         let source = self.source(&file.url)?;
         self.wait(source.fetch(&object, to))
     }
-}
-
-/// Where copies are kept.
-///
-/// # Errors
-/// `DATA_SOURCE` when the environment names no place.
-pub(super) fn cache_folder() -> Result<PathBuf> {
-    pleach_base::cache_folder("data").ok_or_else(|| {
-        code::DATA_SOURCE
-            .error("there is no folder for copies of remote data: neither XDG_CACHE_HOME nor HOME is set")
-            .hint("set XDG_CACHE_HOME, as an absolute path, for the workers")
-    })
 }
