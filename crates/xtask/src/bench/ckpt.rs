@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::machine::{self, Machine, Others};
+use super::machine::{self, Others, Taken};
 use super::training::sides::{self, Around, Keeping};
 use super::training::trace::{Trace, WARM_UP, median};
 use super::training::{inputs, workload};
@@ -25,13 +25,8 @@ const SECRET: &str = "bench-secret";
 /// Everything that is kept of a measurement.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Report {
-    pub(super) name: String,
-    pub(super) date: String,
-    pub(super) commit: String,
-    pub(super) machine: Machine,
-    pub(super) others: f64,
-    pub(super) rounds: u32,
-    pub(super) steps: u32,
+    #[serde(flatten)]
+    pub(super) taken: Taken,
     /// With one checkpoint, at the end.
     pub(super) without: Vec<Pace>,
     /// With one after every step.
@@ -90,13 +85,7 @@ pub(super) fn measure(paths: &Paths, args: &Args) -> Result<Report> {
     let of = |paces: &[Pace], part: fn(&Pace) -> f64| median(paces.iter().map(part));
     let interval = of(&without, |pace| pace.interval_ms);
     Ok(Report {
-        name: "ckpt".to_owned(),
-        date: machine::today(),
-        commit: machine::commit(paths)?,
-        machine: Machine::here(Vec::new()),
-        others: others.share(),
-        rounds: args.runs,
-        steps: args.steps,
+        taken: Taken::now(paths, args, "ckpt", Vec::new(), &others)?,
         stall: (of(&with, |pace| pace.between_ms) - of(&without, |pace| pace.between_ms)) / interval,
         slowdown: of(&with, |pace| pace.interval_ms) / interval - 1.0,
         without,

@@ -9,6 +9,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use serde::{Deserialize, Serialize};
 
+use super::Args;
 use crate::cmd;
 use crate::paths::Paths;
 
@@ -42,6 +43,34 @@ impl Machine {
     }
 }
 
+/// When, of what and on what a measurement was taken.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Taken {
+    pub(super) name: String,
+    pub(super) date: String,
+    pub(super) commit: String,
+    pub(super) machine: Machine,
+    /// Share of the cores that other programs took meanwhile.
+    pub(super) others: f64,
+    pub(super) rounds: u32,
+    pub(super) steps: u32,
+}
+
+impl Taken {
+    /// Of a measurement that has just ended.
+    pub(super) fn now(paths: &Paths, args: &Args, name: &str, gpus: Vec<String>, others: &Others) -> Result<Self> {
+        Ok(Self {
+            name: name.to_owned(),
+            date: today(),
+            commit: commit(paths)?,
+            machine: Machine::here(gpus),
+            others: others.share(),
+            rounds: args.runs,
+            steps: args.steps,
+        })
+    }
+}
+
 impl std::fmt::Display for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { cpu, cores, memory_gib, kernel, gpus } = self;
@@ -56,7 +85,7 @@ pub(super) fn cores() -> u32 {
 }
 
 /// The commit that is checked out, with a `+` when files differ from it.
-pub(super) fn commit(paths: &Paths) -> Result<String> {
+fn commit(paths: &Paths) -> Result<String> {
     let git = |words: &[&str]| -> Result<String> {
         let out = cmd::output(Command::new("git").current_dir(&paths.root).args(words))?;
         Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
@@ -66,7 +95,7 @@ pub(super) fn commit(paths: &Paths) -> Result<String> {
 }
 
 /// Today, UTC.
-pub(super) fn today() -> String {
+fn today() -> String {
     let out = cmd::output(Command::new("date").args(["-u", "+%Y-%m-%d"]));
     out.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned()).unwrap_or_default()
 }

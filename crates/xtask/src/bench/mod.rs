@@ -55,7 +55,7 @@ pub(crate) fn on_gpu(names: &[&str], tiny: bool) -> Args {
 /// The command.
 pub(crate) fn run(paths: &Paths, args: &Args) -> Result<()> {
     if !args.page {
-        for name in chosen(args, !gpus().is_empty())? {
+        for name in chosen(args, !gpu::gpus().is_empty())? {
             measure(paths, args, name)?;
         }
     }
@@ -121,11 +121,6 @@ fn chosen(args: &Args, gpu: bool) -> Result<Vec<&'static str>> {
         Ok(found)
     };
     args.names.iter().map(find).collect()
-}
-
-/// Names of the GPUs here.
-fn gpus() -> Vec<String> {
-    gpu::gpus()
 }
 
 /// The folder of the programs that are measured, built as they are released; of a rehearsal, as they are tested.

@@ -9,9 +9,10 @@ use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::ckpt;
+use super::machine::Taken;
 use super::training::workload::{self, Figure, Goal, Workload};
 use super::training::{self, Found};
-use super::{ckpt, machine};
 use crate::paths::Paths;
 
 /// Where numbers, plots and causes are.
@@ -180,25 +181,26 @@ fn of_control(reports: &[Value]) -> Vec<Line> {
     lines
 }
 
-fn facts(text: &mut String, date: &str, commit: &str, machine: &machine::Machine, others: f64) {
+fn facts(text: &mut String, taken: &Taken) {
+    let Taken { date, commit, machine, others, .. } = taken;
     _ = writeln!(
         text,
         "Measured on {date} at commit {commit} on {machine}. Other programs took {:.0} % of the cores meanwhile{}.\n",
         others * 100.0,
-        if others > QUIET { ": **the machine was not quiet, these numbers are for orientation**" } else { "" }
+        if *others > QUIET { ": **the machine was not quiet, these numbers are for orientation**" } else { "" }
     );
 }
 
 fn section(text: &mut String, workload: &Workload, report: &training::Report) {
     _ = writeln!(text, "\n## {}: {}\n", workload.name, workload.what);
-    facts(text, &report.date, &report.commit, &report.machine, report.others);
+    facts(text, &report.taken);
     let losses = &report.losses;
     _ = writeln!(
         text,
         "{} runs of {} steps each. Losses of {} steps differ by at most {:.1e} (of first steps: {:.1e}). A token's products are {:.0} \
          MFLOP; the floor is {}.\n",
-        report.rounds,
-        report.steps,
+        report.taken.rounds,
+        report.taken.steps,
         losses.steps,
         losses.largest,
         losses.first,
@@ -228,7 +230,7 @@ fn section(text: &mut String, workload: &Workload, report: &training::Report) {
     if let Some(at_once) = report.at_once_mib {
         _ = writeln!(text, "\nAll {} jobs of the baseline at once held {at_once:.0} MiB.", workload.jobs());
     }
-    _ = writeln!(text, "\n![Every run](bench/{}.svg)", report.name);
+    _ = writeln!(text, "\n![Every run](bench/{}.svg)", report.taken.name);
 }
 
 fn floor(report: &training::Report) -> String {
@@ -238,11 +240,11 @@ fn floor(report: &training::Report) -> String {
 
 fn checkpoints(text: &mut String, report: &ckpt::Report) {
     text.push_str("\n## ckpt: a durable checkpoint after every step of w1, on an S3 server on the same machine\n\n");
-    facts(text, &report.date, &report.commit, &report.machine, report.others);
+    facts(text, &report.taken);
     _ = writeln!(
         text,
         "{} runs of {} steps each; every step was in the store at the end.\n\n| checkpoints | a step, ms | of it between steps, ms |\n|---|---|---|",
-        report.rounds, report.steps
+        report.taken.rounds, report.taken.steps
     );
     for (name, paces) in [("at the end", &report.without), ("after every step", &report.with)] {
         let of = |part: fn(&ckpt::Pace) -> f64| training::trace::median(paces.iter().map(part));
@@ -304,7 +306,7 @@ mod tests {
         let folder = root.path().join(FOLDER);
         fs::create_dir_all(&folder).unwrap();
         let mut report = training::tests::report();
-        report.others = 0.5;
+        report.taken.others = 0.5;
         report.figures = vec![
             Found { figure: Figure::Tokens, baseline: 100.0, pleach: 110.0, value: 1.1 },
             Found { figure: Figure::Memory, baseline: 100.0, pleach: 40.0, value: 0.4 },

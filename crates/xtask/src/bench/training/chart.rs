@@ -18,7 +18,7 @@ fn points(path: &Path, report: &Report) -> Result<(), Box<dyn std::error::Error>
     let area = SVGBackend::new(path, (720, 400)).into_drawing_area();
     area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&area)
-        .caption(format!("{}: real tokens a second, every run and the median", report.name), ("sans-serif", 18))
+        .caption(format!("{}: real tokens a second, every run and the median", report.taken.name), ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(36)
         .y_label_area_size(64)

@@ -19,10 +19,10 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::machine::{self, Machine, Others};
-use super::{Args, gpus, programs};
+use super::machine::{self, Others, Taken};
+use super::{Args, programs};
 use crate::paths::Paths;
-use crate::ui;
+use crate::{gpu, ui};
 use sides::{Around, Keeping};
 use trace::{Agreement, Run, Trace, median};
 use workload::{Figure, Workload};
@@ -35,15 +35,9 @@ const PROMISED: &[(&str, f64)] = &[("H100", 989e12), ("H200", 989e12), ("A100", 
 /// Everything that is kept of a measurement.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Report {
-    pub(super) name: String,
-    pub(super) date: String,
-    pub(super) commit: String,
-    pub(super) machine: Machine,
-    /// Share of the cores that other programs took meanwhile.
-    pub(super) others: f64,
+    #[serde(flatten)]
+    pub(super) taken: Taken,
     pub(super) versions: BTreeMap<String, String>,
-    pub(super) rounds: u32,
-    pub(super) steps: u32,
     /// GFLOP/s of a matrix product on this machine, by dtype.
     pub(super) floor: BTreeMap<String, f64>,
     /// Floating point operations of a token's matrix products.
@@ -106,15 +100,10 @@ pub(super) fn measure(paths: &Paths, args: &Args, workload: &Workload) -> Result
         _ => Some((sides::peft_at_once(&around, AT_ONCE_STEPS)? >> 20) as f64),
     };
     let flops_per_token = flops(&around, &inputs.data[0])?;
+    let gpus = if device == "cpu" { Vec::new() } else { gpu::gpus() };
     let mut report = Report {
-        name: workload.name.to_owned(),
-        date: machine::today(),
-        commit: machine::commit(paths)?,
-        machine: Machine::here(if device == "cpu" { Vec::new() } else { gpus() }),
-        others: others.share(),
+        taken: Taken::now(paths, args, workload.name, gpus, &others)?,
         versions,
-        rounds: args.runs,
-        steps: args.steps,
         flops_per_token,
         losses,
         arms,
@@ -195,7 +184,8 @@ fn figures(report: &Report, workload: &Workload) -> Vec<Found> {
         let (baseline, pleach) = (lowest(|run| run.start_up_seconds), ours.median(|run| run.start_up_seconds));
         found.push(Found { figure: Figure::StartUp, baseline, pleach, value: baseline / pleach });
     }
-    let promised = report.machine.gpus.first().and_then(|gpu| PROMISED.iter().find(|(name, _)| gpu.contains(name)));
+    let promised =
+        report.taken.machine.gpus.first().and_then(|gpu| PROMISED.iter().find(|(name, _)| gpu.contains(name)));
     if let Some((_, flops)) = promised {
         let share = |tokens: f64| tokens * report.flops_per_token / flops;
         let (baseline, pleach) = (share(highest(tokens)), share(ours.median(tokens)));

@@ -1,3 +1,4 @@
+use super::super::machine::Machine;
 use super::*;
 
 pub(in crate::bench) fn report() -> Report {
@@ -17,20 +18,22 @@ pub(in crate::bench) fn report() -> Report {
             .collect(),
     };
     Report {
-        name: "w1".to_owned(),
-        date: "2026-01-01".to_owned(),
-        commit: "0123456789".to_owned(),
-        machine: Machine {
-            cpu: "a CPU".to_owned(),
-            cores: 2,
-            memory_gib: 8,
-            kernel: "6.1".to_owned(),
-            gpus: Vec::new(),
+        taken: Taken {
+            name: "w1".to_owned(),
+            date: "2026-01-01".to_owned(),
+            commit: "0123456789".to_owned(),
+            machine: Machine {
+                cpu: "a CPU".to_owned(),
+                cores: 2,
+                memory_gib: 8,
+                kernel: "6.1".to_owned(),
+                gpus: Vec::new(),
+            },
+            others: 0.01,
+            rounds: 3,
+            steps: 20,
         },
-        others: 0.01,
         versions: BTreeMap::new(),
-        rounds: 3,
-        steps: 20,
         floor: [("float32".to_owned(), 100.0)].into(),
         flops_per_token: 1e8,
         losses: Agreement { steps: 20, first: 0.0, largest: 1e-5, tolerance: 1e-4 },
@@ -59,7 +62,7 @@ fn every_figure_is_held_against_the_best_that_the_baseline_has_for_it() {
 fn several_jobs_are_held_against_all_at_once_in_memory_and_a_gpu_against_its_maker() {
     let mut report = report();
     report.at_once_mib = Some(2000.0);
-    report.machine.gpus = vec!["NVIDIA H100 80GB HBM3".to_owned()];
+    report.taken.machine.gpus = vec!["NVIDIA H100 80GB HBM3".to_owned()];
     report.flops_per_token = 989e10;
     let found = figures(&report, workload::find("w2").unwrap());
     let value = |figure| found.iter().find(|found| found.figure == figure).map(|found| found.value);
