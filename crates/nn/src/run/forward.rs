@@ -178,16 +178,21 @@ impl<'a> Forward<'a> {
             .iter()
             .enumerate()
             .map(|(i, run)| {
-                let layout = self.layout.rows(run.rows.clone());
-                let other = (!std::ptr::eq(keys, self.layout)).then(|| keys.rows(run.rows.clone()));
-                let cx = SiteCx { step: run.step, ..self.cx(site, &layout, other.as_ref().unwrap_or(&layout)) };
+                // A run of all rows keeps the layout of the pass, with the positions and masks that it has made already.
+                let alone = runs.len() == 1;
+                let part = |whole: &Layout| (!alone).then(|| whole.rows(run.rows.clone()));
+                let own = part(self.layout);
+                let other = if std::ptr::eq(keys, self.layout) { None } else { part(keys) };
+                let layout = own.as_ref().unwrap_or(self.layout);
+                let keys = other.as_ref().unwrap_or(if alone { keys } else { layout });
+                let cx = SiteCx { step: run.step, ..self.cx(site, layout, keys) };
                 let y = |base: &[Vec<Tensor>]| match shared.is_empty() {
-                    true => op(&layout, &piece(base, i), None),
+                    true => op(layout, &piece(base, i), None),
                     false => piece(&shared, i),
                 };
                 match run.hook {
                     Some(hook) if run.runs_base() => {
-                        hook.around(&cx, piece(&base, i), &BaseOp { layout: &layout, weights, op, inside })
+                        hook.around(&cx, piece(&base, i), &BaseOp { layout, weights, op, inside })
                     }
                     Some(hook) => hook.after(&cx, &piece(&beside, i), y(&base)),
                     None => y(&base),

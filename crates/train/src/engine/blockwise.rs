@@ -8,9 +8,9 @@ use tch::{Kind, Tensor};
 use super::pass::{Mode, PassInput, Rider, with_context};
 use super::peers::Linked;
 
-/// Runs `input` forward and the gradient of `scalar` backward into the parameters of the adapters that share its rows. `scalar` sees the output once
-/// and gives what is differentiated, or nothing. `beside` gives what the hooks left to be differentiated since it was last
-/// asked. With `peers` all ranks call this together.
+/// Runs `input` forward and the gradient of `scalar` backward into the parameters of the adapters that share its rows.
+/// `scalar` sees the output once and gives what is differentiated, or nothing. `beside` gives what the hooks left to be
+/// differentiated since it was last asked. With `peers` all ranks call this together.
 ///
 /// The draws of a pass depend on step and pass alone, so that the second run of a block is the first one again.
 ///
