@@ -73,6 +73,8 @@ fn task(task: &v1::TaskStatus) -> Value {
         "durable_folder": task.durable_folder,
         "done": task.done,
         "bad_rows": task.bad_rows,
+        "passes": task.passes,
+        "failure": task.failure,
         "metrics": task.metrics.iter().collect::<BTreeMap<_, _>>(),
         "evals": task.evals.iter().map(eval).collect::<Vec<_>>(),
     })

@@ -124,6 +124,10 @@ pub struct TaskStatus {
     pub bad_rows: u64,
     /// All steps are done and, where this rank knows, durable.
     pub done: bool,
+    /// Where there are several tasks: with whom it shares its passes through the model, or why with nobody.
+    pub passes: String,
+    /// Why it makes no more steps, while the others go on; empty as long as it does.
+    pub failure: String,
 }
 
 /// How much a log line matters.

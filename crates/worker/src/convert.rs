@@ -86,6 +86,8 @@ pub(crate) fn task(status: &TaskStatus) -> v1::TaskStatus {
         all_params: status.all_params,
         bad_rows: status.bad_rows,
         done: status.done,
+        passes: status.passes.clone(),
+        failure: status.failure.clone(),
         ..v1::TaskStatus::default()
     }
 }

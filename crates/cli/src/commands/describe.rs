@@ -34,7 +34,9 @@ fn page(job: &v1::Job, checkpoints: &[v1::Checkpoint], now: Timestamp) -> String
     }
     row("Created:", &format!("{} ago", view::age(now, job.created_unix_ms)));
     row("Generation:", &format!("{} ({} restarts)", job.generation, job.restarts));
-    for section in [tasks(job), evals(job), workers(job), stored(checkpoints)].into_iter().flatten() {
+    for section in
+        [tasks(job), failures(job), passes(job), evals(job), workers(job), stored(checkpoints)].into_iter().flatten()
+    {
         let _ = write!(text, "\n{section}");
     }
     text
@@ -58,6 +60,18 @@ fn tasks(job: &v1::Job) -> Option<String> {
     });
     let heads = ["TASK", "METHOD", "STEP", "EPOCH", "LOSS", "LR", "TOKENS/S", "TRAINABLE", "RECORDED", "DURABLE"];
     (!job.tasks.is_empty()).then(|| out::table(heads, rows))
+}
+
+fn failures(job: &v1::Job) -> Option<String> {
+    let failed = || job.tasks.iter().filter(|task| !task.failure.is_empty());
+    let rows = failed().map(|task| [task.name.clone(), task.failure.clone()]);
+    failed().next().map(|_| out::table(["FAILED", "WHY"], rows))
+}
+
+fn passes(job: &v1::Job) -> Option<String> {
+    let said = || job.tasks.iter().filter(|task| !task.passes.is_empty());
+    let rows = said().map(|task| [task.name.clone(), task.passes.clone()]);
+    said().next().map(|_| out::table(["TASK", "PASSES THROUGH THE MODEL"], rows))
 }
 
 fn evals(job: &v1::Job) -> Option<String> {
@@ -108,7 +122,17 @@ mod tests {
             tokens_per_second: 1234.0,
             trainable_params: 100,
             all_params: 10_000,
+            passes: "shared with answers".into(),
             evals: vec![v1::EvalRow { step: 0, metrics: [("mrr".into(), 0.25)].into(), ..Default::default() }],
+            ..Default::default()
+        };
+        let other = v1::TaskStatus {
+            name: "answers".into(),
+            method: "ia3".into(),
+            step: 1,
+            total_steps: 9,
+            passes: "shared with search".into(),
+            failure: "task answers: loss or gradient of step 2 is not finite".into(),
             ..Default::default()
         };
         let job = v1::Job {
@@ -118,7 +142,7 @@ mod tests {
             reason: "2 of 2 workers train".into(),
             generation: 2,
             restarts: 1,
-            tasks: vec![task],
+            tasks: vec![task, other],
             members: vec![v1::Member {
                 worker: "w0".into(),
                 host: "h".into(),

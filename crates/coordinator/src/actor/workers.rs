@@ -206,8 +206,10 @@ impl Actor {
 
 /// Takes over what a worker tells about a task, where it tells anything.
 fn merge(task: &mut v1::TaskStatus, told: v1::TaskStatus) {
-    if !told.method.is_empty() {
-        task.method = told.method;
+    for (known, told) in [(&mut task.method, told.method), (&mut task.passes, told.passes)] {
+        if !told.is_empty() {
+            *known = told;
+        }
     }
     for (known, told) in [
         (&mut task.total_steps, told.total_steps),
@@ -221,6 +223,7 @@ fn merge(task: &mut v1::TaskStatus, told: v1::TaskStatus) {
     task.step = told.step;
     task.bad_rows = told.bad_rows;
     task.done = told.done;
+    task.failure = told.failure;
 }
 
 fn report(said: &Said) -> Report {

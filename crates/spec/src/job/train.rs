@@ -78,7 +78,7 @@ pub enum Determinism {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum NonFinite {
-    /// Fail the job.
+    /// Leave the task at its last step; the others go on, and when they are done the job fails.
     #[default]
     Stop,
     /// Skip the update, count it, go on.

@@ -60,16 +60,17 @@ pub(super) fn optim_step(machine: &Machine<'_>, task: &mut Task, word: Word) -> 
     };
     let learning_rate = task.learning_rate();
     let skipped = pending.broken;
-    task.whole = false;
     let grad_norm = if skipped {
         // All ranks come here together: `broken` is what they agreed on.
         let samples = agree::gather_ids(group, &pending.broken_samples)?;
         if task.setup.non_finite == NonFinite::Stop {
             return Err(not_finite(task, &samples));
         }
+        task.whole = false;
         task.skipped += 1;
         f64::NAN
     } else {
+        task.whole = false;
         apply(task, &mut pending, learning_rate)?
     };
     end_phase(machine, task)?;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pleach_base::{Result, Step, code};
+use pleach_base::{Error, Result, Step, code};
 use pleach_spec::job::Determinism;
 
 use super::checkpoint;
@@ -82,16 +82,20 @@ impl Round<'_> {
         for task in self.tasks.iter() {
             let step = self.engine.step(&task.name)?;
             cx.observer.task(&task.status(step));
-            all_done &= task.is_done(step);
+            all_done &= task.is_done(step) || task.failed.is_some();
         }
-        Ok(if wish == Wish::Drain && !all_done { Outcome::Drained } else { Outcome::Finished })
+        if wish == Wish::Drain && !all_done {
+            return Ok(Outcome::Drained);
+        }
+        // What the others made is durable by now.
+        self.tasks.iter_mut().find_map(|task| task.failed.take()).map_or(Ok(Outcome::Finished), Err)
     }
 
     /// Lends the tasks to the engine and puts them where they go on; tells what each begins with.
     fn settle(&mut self) -> Result<Vec<(u64, bool)>> {
         let cx = self.ground.cx;
         for task in self.tasks.iter_mut() {
-            task.has_experts = false;
+            (task.has_experts, task.failed) = (false, None);
             let lent = task.task.take();
             self.engine.adopt(lent.ok_or_else(|| code::INTERNAL.error("a task was not handed back"))?);
         }
@@ -144,7 +148,8 @@ impl Round<'_> {
                 let mut ready = Vec::with_capacity(turn.len());
                 for index in turn {
                     let step = self.engine.step(&self.tasks[*index].name)?;
-                    if !self.tasks[*index].is_done(step) && experts::take(&mut self.engine, self.tasks, *index)? {
+                    let goes_on = self.tasks[*index].failed.is_none() && !self.tasks[*index].is_done(step);
+                    if goes_on && experts::take(&mut self.engine, self.tasks, *index)? {
                         ready.push(*index);
                     }
                 }
@@ -164,26 +169,26 @@ impl Round<'_> {
     }
 
     /// Which tasks make their steps together, turn by turn; says so where there are several.
-    fn turns(&self) -> Result<Vec<Vec<usize>>> {
-        let (mut together, mut turns, mut lines) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, task) in self.tasks.iter().enumerate() {
-            match self.engine.apart(&task.name)? {
-                None => together.push(index),
-                Some(why) => {
-                    lines.push(format!("task {} makes its passes through the model by itself: {why}", task.name));
-                    turns.push(vec![index]);
-                }
+    fn turns(&mut self) -> Result<Vec<Vec<usize>>> {
+        let whys: Vec<_> = self.tasks.iter().map(|task| self.engine.apart(&task.name)).collect::<Result<_>>()?;
+        let (together, apart): (Vec<usize>, Vec<usize>) = (0..whys.len()).partition(|index| whys[*index].is_none());
+        if whys.len() > 1 {
+            for (index, why) in whys.iter().enumerate() {
+                let others = together.iter().filter(|other| **other != index);
+                let others: Vec<_> = others.map(|other| self.tasks[*other].name.as_str()).collect();
+                let passes = match why {
+                    Some(why) => format!("its own: {why}"),
+                    None if others.is_empty() => "its own: no other task can share them".to_owned(),
+                    None => format!("shared with {}", others.join(", ")),
+                };
+                let task = &mut self.tasks[index];
+                task.passes = passes;
+                let observer = &self.ground.cx.observer;
+                observer.log(Level::Info, &format!("task {}: passes through the model: {}", task.name, task.passes));
+                observer.task(&task.status(self.engine.step(&task.name)?));
             }
         }
-        if let [_, _, ..] = together.as_slice() {
-            let names: Vec<_> = together.iter().map(|index| self.tasks[*index].name.as_str()).collect();
-            lines.insert(0, format!("tasks {} share their passes through the model", names.join(", ")));
-        }
-        if self.tasks.len() > 1 {
-            lines.iter().for_each(|line| self.ground.cx.observer.log(Level::Info, line));
-        }
-        turns.insert(0, together);
-        Ok(turns)
+        Ok(std::iter::once(together).chain(apart.into_iter().map(|index| vec![index])).collect())
     }
 
     /// One step of each of some tasks, whose passes are shared when there are several; gives what the ranks want then.
@@ -229,8 +234,14 @@ impl Round<'_> {
         let cx = self.ground.cx;
         let begun = cx.clock.elapsed();
         let word = Word { wish: cx.stop.wish(), ..self.knows(index) };
+        let name = self.tasks[index].name.clone();
+        let result = match self.engine.optim_step_saying(&name, word) {
+            Err(error) if error.code() == code::NON_FINITE && self.engine.task(&name)?.whole_state().is_some() => {
+                return self.fail(index, error);
+            }
+            result => result?,
+        };
         let task = &mut self.tasks[index];
-        let result = self.engine.optim_step_saying(&task.name, word)?;
         let seconds = (passed + cx.clock.elapsed().saturating_sub(begun)).as_secs_f64();
         task.metrics.clear();
         task.note("train/loss".to_owned(), result.loss);
@@ -245,6 +256,20 @@ impl Round<'_> {
             self.after(index, result.step)?;
         }
         Ok(result.wish)
+    }
+
+    /// Leaves a task at its last step. The error is the job's when the others are done: a gang that is formed anew until then
+    /// comes to the same step with the same rows.
+    fn fail(&mut self, index: usize, error: Error) -> Result<Wish> {
+        let (observer, several) = (&self.ground.cx.observer, self.tasks.len() > 1);
+        let task = &mut self.tasks[index];
+        if several {
+            let line = format!("{}; it makes no more steps, the other tasks go on", error.message());
+            observer.log(Level::Warn, &line);
+        }
+        task.failed = Some(error);
+        observer.task(&task.status(self.engine.step(&task.name)?));
+        Ok(Wish::GoOn)
     }
 
     /// What this rank knows of a task beyond the gang: rank 0's word counts.

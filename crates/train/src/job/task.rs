@@ -1,6 +1,6 @@
 //! One task of a job on one rank: what it is made of, and its state outside the engine.
 
-use pleach_base::{Result, TaskName};
+use pleach_base::{Error, Result, TaskName};
 use pleach_methods::TaskPlan;
 use pleach_store::Store;
 use serde_json::{Map, Value, json};
@@ -37,6 +37,10 @@ pub(super) struct JobTask {
     pub(super) experts: Vec<usize>,
     /// Whether it has the experts' values, in this generation.
     pub(super) has_experts: bool,
+    /// With whom it shares its passes, or why with nobody; see [`TaskStatus::passes`].
+    pub(super) passes: String,
+    /// Why it makes no more steps in this generation, which is the same on all ranks.
+    pub(super) failed: Option<Error>,
     trainable_line: String,
     trainable_params: u64,
     all_params: u64,
@@ -72,6 +76,8 @@ impl JobTask {
             saved_step: None,
             experts: Vec::new(),
             has_experts: false,
+            passes: String::new(),
+            failed: None,
             trainable_line: plan.trainable_line(),
             trainable_params: plan.trainable,
             all_params: plan.all,
@@ -107,6 +113,8 @@ impl JobTask {
             all_params: self.all_params,
             bad_rows: self.data.bad_rows(),
             done: self.is_done(step),
+            passes: self.passes.clone(),
+            failure: self.failed.as_ref().map(|error| error.message().to_owned()).unwrap_or_default(),
         }
     }
 

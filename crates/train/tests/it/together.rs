@@ -218,6 +218,42 @@ fn two_ranks_share_passes_as_one_does() {
     job["spec"]["checkpoint"]["store"] = json!(folder.path().join("lines"));
     let (_, heard) = run_alone(&job);
     let lines = heard.lines.lock().unwrap();
-    assert!(lines.iter().any(|line| line == "tasks a, b share their passes through the model"), "{lines:?}");
-    assert!(lines.iter().any(|line| line.starts_with("task c makes its passes through the model by itself: its")));
+    for said in ["task a: passes through the model: shared with b", "task c: passes through the model: its own: its"] {
+        assert!(lines.iter().any(|line| line.starts_with(said)), "{said}: {lines:?}");
+    }
+    let tasks = heard.tasks.lock().unwrap();
+    assert!(tasks.iter().any(|status| status.task.as_str() == "b" && status.passes == "shared with a"));
+}
+
+/// The job ends with the error of the task that failed, after the others made all their steps; nothing of them differs.
+#[test]
+fn a_task_that_fails_ends_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = llama_job(folder.path(), 20);
+    job["spec"]["train"]["determinism"] = json!("strict");
+    job["spec"]["checkpoint"]["every"] = json!(0);
+    job["spec"].as_object_mut().unwrap().remove("eval");
+    let (_, alone) = run_alone(&job);
+    let mut fails = job["spec"]["tasks"][0].clone();
+    fails["name"] = json!("b");
+    fails["adapter"]["lora_alpha"] = json!(1e39);
+    job["spec"]["tasks"].as_array_mut().unwrap().insert(0, fails);
+    job["spec"]["checkpoint"]["store"] = json!(folder.path().join("both"));
+
+    let (outcome, heard) = run_alone(&job);
+    let error = outcome.unwrap_err();
+    assert_eq!(error.code(), code::NON_FINITE);
+    assert!(error.message().starts_with("task b: loss or gradient of step 1 is not finite"), "{error}");
+    let digests = |heard: &crate::fixture::Heard| {
+        let steps = heard.steps.lock().unwrap();
+        steps.iter().filter(|row| row.task.as_str() == "a").map(|row| row.digest.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(digests(&heard), digests(&alone));
+    let durable: BTreeMap<_, _> =
+        heard.durable.lock().unwrap().iter().map(|row| (row.task.as_str().to_owned(), row.step.0)).collect();
+    assert_eq!(durable, BTreeMap::from([("a".to_owned(), digests(&alone).len() as u64), ("b".to_owned(), 0)]));
+    let lines = heard.lines.lock().unwrap();
+    assert!(lines.iter().any(|line| line.contains("it makes no more steps, the other tasks go on")), "{lines:?}");
+    let tasks = heard.tasks.lock().unwrap();
+    assert!(tasks.iter().any(|status| status.task.as_str() == "b" && status.failure == error.message()));
 }
