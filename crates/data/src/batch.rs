@@ -14,6 +14,9 @@ use crate::marks::Marks;
 /// Label of a position that has none.
 pub const IGNORE: i64 = -100;
 
+/// The first id of rows that stand beside a task's own.
+pub const BESIDE: u64 = 1 << 63;
+
 mod ragged;
 
 pub use ragged::Ragged;
@@ -59,7 +62,7 @@ pub struct Counts {
     pub samples: u64,
     /// Real tokens, queries and passages together.
     pub tokens: u64,
-    /// Terms of the loss: predicted tokens (a sequence of n gives n - 1), classes, or queries.
+    /// Terms of the loss: predicted tokens (of a causal model n - 1 of a sequence of n), classes, or queries.
     pub labels: u64,
 }
 
@@ -68,7 +71,7 @@ pub struct Counts {
 pub struct Batch {
     /// What is learnt.
     pub task: DataTask,
-    /// Dataset row of each example, `[rows]`.
+    /// Dataset row of each example, `[rows]`; of the dataset beside it from [`BESIDE`] on.
     pub sample_ids: Vec<u64>,
     /// The task that each example names, `[rows]`; empty when they name none.
     pub row_tasks: Vec<u32>,
@@ -112,7 +115,9 @@ impl Batch {
         for example in examples {
             match (task, &example.content) {
                 (DataTask::CausalLm, Content::Lm(text)) => inputs.push((text, None)),
-                (DataTask::CausalLm, Content::Marked(text, marks)) => inputs.push((text, Some(marks))),
+                (DataTask::CausalLm | DataTask::MaskedLm, Content::Marked(text, marks)) => {
+                    inputs.push((text, Some(marks)))
+                }
                 (DataTask::SequenceClassification, Content::Classification { input, label }) => {
                     inputs.push((input, None));
                     classes.push(i64::from(*label));
@@ -155,6 +160,7 @@ impl Batch {
     pub fn counts(&self) -> Counts {
         let labels = match self.task {
             DataTask::CausalLm => self.inputs.predicted(),
+            DataTask::MaskedLm => self.inputs.labelled(),
             DataTask::SequenceClassification | DataTask::Retrieval => self.inputs.rows() as u64,
         };
         let tokens = self.inputs.tokens() + self.passages.as_ref().map_or(0, Ragged::tokens);
@@ -177,20 +183,42 @@ impl Batch {
         }
     }
 
+    /// Rows of a source beside these, behind them: theirs are of task 1 of rows, these of task 0, and of theirs no token is
+    /// predicted. Their ids are those of their own dataset from [`BESIDE`] on.
+    #[must_use]
+    pub fn beside(mut self, mut others: Self) -> Self {
+        self.row_tasks = vec![0; self.len()];
+        others.row_tasks = vec![1; others.len()];
+        others.sample_ids.iter_mut().for_each(|id| *id += BESIDE);
+        others.inputs.mute();
+        self.append(others);
+        self
+    }
+
     /// Several batches of one task as one, in order: the lanes of a rank. `None` without any.
     pub fn concat(batches: impl IntoIterator<Item = Self>) -> Option<Self> {
         batches.into_iter().reduce(|mut all, next| {
-            all.sample_ids.extend(next.sample_ids);
-            all.row_tasks.extend(next.row_tasks);
-            all.inputs.append(&next.inputs);
-            if let (Some(passages), Some(more)) = (&mut all.passages, &next.passages) {
-                passages.append(more);
-            }
-            if let (Some(classes), Some(more)) = (&mut all.classes, next.classes) {
-                classes.extend(more);
-            }
+            all.append(next);
             all
         })
+    }
+
+    /// The ids of the rows of the task's own dataset: what a step is recorded to have been fed.
+    #[must_use]
+    pub fn own_ids(&self) -> Vec<u64> {
+        self.sample_ids.iter().copied().filter(|id| *id < BESIDE).collect()
+    }
+
+    fn append(&mut self, next: Self) {
+        self.sample_ids.extend(next.sample_ids);
+        self.row_tasks.extend(next.row_tasks);
+        self.inputs.append(&next.inputs);
+        if let (Some(passages), Some(more)) = (&mut self.passages, &next.passages) {
+            passages.append(more);
+        }
+        if let (Some(classes), Some(more)) = (&mut self.classes, next.classes) {
+            classes.extend(more);
+        }
     }
 }
 

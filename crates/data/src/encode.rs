@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
+use pleach_base::rng::Key;
 use pleach_base::{Result, code};
-use pleach_spec::job::{DataSpec, DataTask, RowTasks};
+use pleach_spec::job::{DataSpec, DataTask, Masking, RowTasks};
 use serde_json::{Map, Value};
 
 use crate::example::{Content, Encoded, Example};
 use crate::fields::{Checked, Fields, Piece, Side};
 use crate::marks::Understood;
+use crate::masks::Masks;
 use crate::row::{Fault, Row};
 use crate::tokenizer::Tokenizer;
 
@@ -30,6 +32,8 @@ pub struct Encoder {
     tokenizer: Option<Tokenizer>,
     max_length: usize,
     limits: Limits,
+    /// For masked language modelling.
+    masks: Option<Masks>,
 }
 
 impl Encoder {
@@ -54,7 +58,7 @@ impl Encoder {
     ///
     /// # Errors
     /// `BAD_VALUE`: a template that does not compile, or a `max_length` without room for one token beside the special
-    /// ones. `TOKENIZER`: the job has text templates and there is no tokenizer.
+    /// ones; masked language modelling without a mask. `TOKENIZER`: the job has text templates and there is no tokenizer.
     pub fn new(spec: &DataSpec, tokenizer: Option<Tokenizer>, side: Side, limits: Limits) -> Result<Self> {
         let fields = Fields::of(spec, side, limits.vocab_size, limits.num_labels)?;
         if tokenizer.is_none() && (spec.text.is_some() || spec.text_pair.is_some()) {
@@ -72,7 +76,17 @@ impl Encoder {
                 .error(format!("spec.data.max_length: {max_length} has no room for a token"))
                 .hint(format!("the tokenizer adds {special} special tokens: use at least {least}")));
         }
-        Ok(Self { fields, tokenizer, max_length: max_length as usize, limits })
+        let masks = match spec.task {
+            DataTask::MaskedLm => Some(masks(spec, tokenizer.as_ref(), limits.vocab_size)?),
+            _ => None,
+        };
+        Ok(Self { fields, tokenizer, max_length: max_length as usize, limits, masks })
+    }
+
+    /// The same where tokens of masked language modelling are drawn in this way, from this key.
+    #[must_use]
+    pub fn masking(self, masking: Masking, key: Key) -> Self {
+        Self { masks: self.masks.map(|masks| Masks { masking, key, ..masks }), ..self }
     }
 
     /// The same where rows of ready ids may be marked in these ways.
@@ -123,14 +137,30 @@ impl Encoder {
         if pad_id < self.limits.vocab_size { pad_id } else { 0 }
     }
 
-    /// The example of a row.
+    /// The example of a row, as it is evaluated.
     ///
     /// # Errors
     /// `DATA_ROW` or `TOKEN_RANGE` with file and line, for a row that was not validated or changed since.
     pub fn encode(&self, row: &Row) -> Result<Example> {
+        self.encode_for(row, None)
+    }
+
+    /// The example of a row as it is trained on in an epoch.
+    ///
+    /// # Errors
+    /// As [`Encoder::encode`].
+    pub fn encode_in(&self, row: &Row, epoch: u64) -> Result<Example> {
+        self.encode_for(row, Some(epoch))
+    }
+
+    fn encode_for(&self, row: &Row, epoch: Option<u64>) -> Result<Example> {
         let checked = self.fields.check(&row.fields).map_err(|fault| fault.late(&row.place))?;
         let row_task = checked.row_task;
-        let content = self.content(checked).map_err(|fault| fault.late(&row.place))?;
+        let mut content = self.content(checked).map_err(|fault| fault.late(&row.place))?;
+        if let (Some(masks), Content::Lm(tokens)) = (&self.masks, &content) {
+            let (read, marks) = masks.draw(row.id, epoch, tokens);
+            content = Content::Marked(read, marks);
+        }
         Ok(Example { sample_id: row.id, row_task, content })
     }
 
@@ -159,10 +189,10 @@ impl Encoder {
 
     fn content(&self, checked: Checked) -> Result<Content, Fault> {
         match (self.task(), checked) {
-            (DataTask::CausalLm, Checked { first: Some(text), marks: None, .. }) => {
+            (DataTask::CausalLm | DataTask::MaskedLm, Checked { first: Some(text), marks: None, .. }) => {
                 Ok(Content::Lm(self.tokens(text, None)?))
             }
-            (DataTask::CausalLm, Checked { first: Some(text), marks: Some(mut marks), .. }) => {
+            (DataTask::CausalLm | DataTask::MaskedLm, Checked { first: Some(text), marks: Some(mut marks), .. }) => {
                 marks.truncate(self.max_length)?;
                 Ok(Content::Marked(self.tokens(text, None)?, marks))
             }
@@ -205,6 +235,21 @@ impl Encoder {
         };
         tokenizer.encode(text, pair, self.max_length).map_err(Fault::row)
     }
+}
+
+/// The masks of a job: what stands for a masked token is named by it, or by the tokenizer.
+fn masks(spec: &DataSpec, tokenizer: Option<&Tokenizer>, vocab_size: u32) -> Result<Masks> {
+    const AT: &str = "spec.data.mask_token_id";
+    let token = spec.mask_token_id.or_else(|| tokenizer.and_then(Tokenizer::mask_id)).ok_or_else(|| {
+        code::BAD_VALUE
+            .error(format!("{AT}: masked_lm needs a token that stands for a masked one, and no tokenizer names any"))
+            .hint("give its id, or a tokenizer.json that has `[MASK]` or `<mask>`")
+    })?;
+    if token >= vocab_size {
+        return Err(code::BAD_VALUE.error(format!("{AT}: {token} is none of the {vocab_size} ids of the model")));
+    }
+    let special = tokenizer.map(Tokenizer::special_ids).unwrap_or_default();
+    Ok(Masks { masking: Masking::default(), token, special, vocab_size, key: Key::seed(0) })
 }
 
 fn no_tokenizer() -> pleach_base::Error {

@@ -30,7 +30,8 @@ impl Encoded {
 pub enum Content {
     /// Predict each token from those before it.
     Lm(Encoded),
-    /// The same of a row that says more of its tokens than their ids.
+    /// Predict tokens of a row that says more of them than their ids, such as which: from those before them, or, where they
+    /// are masked, from all others.
     Marked(Encoded, Marks),
     /// Assign the class to the sequence.
     Classification {

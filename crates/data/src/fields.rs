@@ -73,7 +73,7 @@ impl Fields {
     /// `BAD_VALUE` for a template that does not compile.
     pub fn of(spec: &DataSpec, side: Side, vocab_size: u32, num_labels: Option<u32>) -> Result<Self> {
         let second = match (spec.task, &spec.text_pair) {
-            (DataTask::CausalLm, _) | (DataTask::SequenceClassification, None) => None,
+            (DataTask::CausalLm | DataTask::MaskedLm, _) | (DataTask::SequenceClassification, None) => None,
             (_, template) => Some(Text::of(template.as_deref(), "text_pair", "input_ids_pair")?),
         };
         let first = Text::of(spec.text.as_deref(), "text", "input_ids")?;
@@ -129,7 +129,7 @@ impl Fields {
             names.insert(&self.label);
             names.extend(self.first.ready.map(|_| "token_type_ids"));
         }
-        if self.task == DataTask::CausalLm && self.first.ready.is_some() {
+        if self.task.is_language() && self.first.ready.is_some() {
             names.extend(marks::FIELDS);
         }
         names.extend(self.tasks.as_ref().map(|_| self.task_field.as_str()));
@@ -156,7 +156,7 @@ impl Fields {
             }
         }
         let marks = match (self.task, &first) {
-            (DataTask::CausalLm, Some(Piece::Ids { ids, .. })) => {
+            (DataTask::CausalLm | DataTask::MaskedLm, Some(Piece::Ids { ids, .. })) => {
                 Marks::read(row, ids, self.vocab_size, &self.understood)?
             }
             _ => None,

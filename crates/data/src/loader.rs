@@ -54,7 +54,7 @@ impl Loader {
     /// As [`Dataset::row`] and [`Encoder::encode`].
     pub fn load(dataset: &Dataset, encoder: &Encoder, work: LaneRows) -> Result<LaneBatch> {
         let examples: Vec<_> =
-            work.rows.iter().map(|row| encoder.encode(&dataset.row(*row)?)).collect::<Result<_>>()?;
+            work.rows.iter().map(|row| encoder.encode_in(&dataset.row(*row)?, work.at.epoch)).collect::<Result<_>>()?;
         Ok(LaneBatch { at: work.at, batch: Batch::collate(encoder.task(), &examples)? })
     }
 }

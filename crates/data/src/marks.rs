@@ -7,7 +7,7 @@ use crate::batch::IGNORE;
 use crate::fields::brief;
 use crate::row::Fault;
 
-/// Fields of a row that are read beside `input_ids`, for causal language modelling.
+/// Fields of a row that are read beside `input_ids`, for language modelling.
 pub(crate) const FIELDS: [&str; 4] = ["labels", "segment_ids", "modality_ids", "features"];
 
 /// Marks of one sequence: a list has one entry a token, or none where there is nothing to say.

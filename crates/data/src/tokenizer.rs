@@ -4,6 +4,7 @@
 //! special tokens are added, because the crate subtracts their number from the limit without looking, and processes
 //! the parts it cuts off.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -86,6 +87,19 @@ impl Tokenizer {
     #[must_use]
     pub fn pad_id(&self) -> u32 {
         self.pad_id
+    }
+
+    /// The id that it names for masked tokens, if it has one.
+    #[must_use]
+    pub fn mask_id(&self) -> Option<u32> {
+        self.inner.token_to_id("[MASK]").or_else(|| self.inner.token_to_id("<mask>"))
+    }
+
+    /// Ids of tokens that are no text, such as those around a sequence.
+    #[must_use]
+    pub fn special_ids(&self) -> BTreeSet<u32> {
+        let added = self.inner.get_added_tokens_decoder();
+        added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect()
     }
 
     /// The largest id that it can give, added tokens included.

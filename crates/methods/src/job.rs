@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pleach_base::{Result, code, human, suggest};
 use pleach_nn::{BackboneConfig, HeadKind, HeadOptions, Pooling, Precision, SiteId, Sites};
-use pleach_spec::job::{self, DataTask, Job, Section, TaskSpec};
+use pleach_spec::job::{self, DataSpec, DataTask, Job, Section, TaskSpec};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -49,6 +49,7 @@ pub fn head_options(job: &Job) -> Result<HeadOptions> {
 fn head_of(task: DataTask) -> HeadKind {
     match task {
         DataTask::CausalLm => HeadKind::CausalLm,
+        DataTask::MaskedLm => HeadKind::MaskedLm,
         DataTask::SequenceClassification => HeadKind::SequenceClassification,
         DataTask::Retrieval => HeadKind::Embedding,
     }
@@ -307,6 +308,9 @@ fn plan_task(job: &Job, index: usize, task: &TaskSpec, model: &dyn BackboneConfi
     if let Some(sequence) = config.sequence() {
         sequence_fits(job, task, sequence)?;
     }
+    if config.of_language() {
+        learns_language(task.data.as_ref().or(job.spec.data.as_ref()))?;
+    }
     let trainable = plan.params();
     if trainable == 0 {
         let message = format!("{}: nothing of the model would be trained", section(index));
@@ -337,6 +341,16 @@ fn two_windows(config: &dyn AdapterConfig, max_length: u32) -> Result<()> {
                 .error(why)
                 .hint("reconstruction needs two: raise spec.data.max_length or lower window"))
         }
+        _ => Ok(()),
+    }
+}
+
+/// What learns from texts alone has no use for labels.
+fn learns_language(data: Option<&DataSpec>) -> Result<()> {
+    match data {
+        Some(data) if !data.task.is_language() => Err(code::BAD_VALUE
+            .error("spec.data.task: the adapter learns from texts without labels")
+            .hint("use masked_lm or causal_lm, whichever the model was trained for")),
         _ => Ok(()),
     }
 }

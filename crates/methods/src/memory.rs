@@ -88,9 +88,11 @@ impl<'a> Pass<'a> {
         let of_rank = lane_rows * lanes.div_ceil(u64::from(spec.workers.min.max(1)));
         let together = if train.determinism == Determinism::Strict { lane_rows } else { of_rank };
         let rows = train.micro_batch.map_or(together, |most| together.min(u64::from(most)));
-        // Both texts of a pair are embedded before either's gradient is known.
+        // Both texts of a pair are embedded before either's gradient is known; rows beside are as many as the task's own.
+        let beside = crate::job::parse_adapter(job, task).is_ok_and(|adapter| adapter.beside().is_some());
         let texts = match data.map(|data| data.task) {
             Some(DataTask::Retrieval) if train.micro_batch.is_none() => 2,
+            _ if beside && train.micro_batch.is_none() => 2,
             _ => 1,
         };
         let longest = data.map_or(1, |data| data.max_length as usize).min(model.info().max_positions) as u64;

@@ -79,6 +79,8 @@ pub struct Plan {
     pub notes: Vec<String>,
     /// Of a composition: the plans of its adapters in order, whose tensors are among `tensors` under these names.
     pub children: Vec<Self>,
+    /// The folders of saved adapters that tensors begin with, each with the option that names it.
+    pub begins: Vec<(String, std::path::PathBuf)>,
 }
 
 impl Plan {

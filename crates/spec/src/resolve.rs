@@ -16,7 +16,7 @@ impl Job {
             && eval.metrics.is_empty()
         {
             let names: &[&str] = match data.task {
-                DataTask::CausalLm => &["loss"],
+                DataTask::CausalLm | DataTask::MaskedLm => &["loss"],
                 DataTask::SequenceClassification => &["loss", "accuracy"],
                 DataTask::Retrieval => &["recall@1", "mrr"],
             };

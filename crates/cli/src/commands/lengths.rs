@@ -68,6 +68,8 @@ fn of_task(job: &Job, index: usize, data: &DataSpec, folder: &Path, model: &dyn 
             }
             let [first, second] = sides.map(|side| cells(&side));
             // With micro-batches one text of a pair is differentiated after the other.
+            // Rows of a source beside are as many again, and taken to be as long.
+            let second = if adapter.beside().is_some() { first } else { second };
             largest = largest.max(if train.micro_batch.is_some() { first.max(second) } else { first + second });
         }
     }

@@ -74,6 +74,11 @@ impl Ragged {
         labels[from..].fill(IGNORE);
     }
 
+    /// Says that nothing of any sequence is predicted.
+    pub fn mute(&mut self) {
+        self.full_marks().labels.fill(IGNORE);
+    }
+
     /// Sequences.
     #[must_use]
     pub fn rows(&self) -> usize {
@@ -112,6 +117,13 @@ impl Ragged {
         };
         let of = |row| marks.labels[self.span(row)].iter().skip(1).filter(|label| **label != IGNORE).count() as u64;
         (0..self.rows()).map(of).sum()
+    }
+
+    /// Tokens with a label of their own, wherever they stand.
+    #[must_use]
+    pub fn labelled(&self) -> u64 {
+        let labels = self.marks.iter().flat_map(|marks| &marks.labels);
+        labels.filter(|label| **label != IGNORE).count() as u64
     }
 
     fn span(&self, row: usize) -> Range<usize> {

@@ -8,6 +8,7 @@
 mod cache;
 mod damage;
 mod loading;
+mod masked;
 mod parquet_files;
 mod rows;
 mod sources;

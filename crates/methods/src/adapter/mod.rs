@@ -26,7 +26,7 @@ use std::marker::PhantomData;
 
 use pleach_base::Result;
 use pleach_nn::BackboneConfig;
-use pleach_spec::job::RowTasks;
+use pleach_spec::job::{Masking, RowTasks};
 use schemars::{JsonSchema, Schema, schema_for};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -274,6 +274,23 @@ pub trait AdapterConfig: HasCard + Debug + Send + std::marker::Sync {
     /// The tasks that rows must name: hooks find them in [`pleach_nn::Layout::tasks`]. `None` when rows are all alike.
     fn row_tasks(&self) -> Option<RowTasks> {
         None
+    }
+
+    /// A second source of rows, read as the task's own are: in training as many of them go through the model in every step
+    /// as of the task's own. Hooks find 1 for them in [`pleach_nn::Layout::tasks`], and 0 for the task's own; none of
+    /// their tokens is predicted. `None` when there are none.
+    fn beside(&self) -> Option<&str> {
+        None
+    }
+
+    /// How tokens of masked language modelling are drawn.
+    fn masking(&self) -> Masking {
+        Masking::default()
+    }
+
+    /// Whether it learns from texts alone: data whose rows have labels is then refused.
+    fn of_language(&self) -> bool {
+        false
     }
 
     /// Whose a parameter is. What has a single owner is not changed by a step without rows of that task: neither value,

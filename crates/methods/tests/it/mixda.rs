@@ -1,11 +1,11 @@
 //! MixDA: what the gate mixes, what is frozen, and where domain adapters come from.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use pleach_base::code;
 use pleach_base::rng::Key;
-use pleach_methods::{Adapter, AdapterConfig, Export, MethodKind, Plan, find};
-use pleach_nn::{Precision, families};
+use pleach_methods::{Adapter, AdapterConfig, Export, MethodKind, Plan, find, import};
+use pleach_nn::{Group, HookSet, Part, Precision, Role, SiteCx, SiteHook, SiteId, families};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
@@ -198,4 +198,137 @@ fn a_task_adapter_at_the_same_map_is_refused() {
     let error = around.wrap(lora).unwrap().plan(&*model.config).unwrap_err();
     assert_eq!(error.code(), code::METHOD_CONFIG);
     assert!(error.message().starts_with("load_adapters: the adapter `lora` acts on"), "{error}");
+}
+
+/// The training of a domain adapter with general rows.
+fn stage_1() -> Arc<dyn AdapterConfig> {
+    let options = json!({"stage": 1, "general_data": "general.jsonl"});
+    let around = find(MethodKind::Strategy, "mixda").unwrap().around(options.as_object().unwrap(), "s");
+    let domain = json!({"layers": [0, 1], "adapter_down_scale": 4});
+    let domain = find(MethodKind::Adapter, "domain").unwrap().parse(domain.as_object().unwrap(), "a").unwrap();
+    around.unwrap().unwrap().wrap(domain).unwrap().into()
+}
+
+/// What the last maps of the feed-forward parts give.
+#[derive(Default)]
+struct Spy(Mutex<Vec<Tensor>>);
+
+impl SiteHook for Spy {
+    fn after(&self, _: &SiteCx<'_>, _: &[Tensor], y: Vec<Tensor>) -> Vec<Tensor> {
+        self.0.lock().unwrap().push(y[0].shallow_clone());
+        y
+    }
+}
+
+struct Spies(Vec<SiteId>, Spy);
+
+impl HookSet for Spies {
+    fn at(&self, site: SiteId) -> Option<&dyn SiteHook> {
+        self.0.contains(&site).then_some(&self.1 as &dyn SiteHook)
+    }
+}
+
+/// The mean over the real tokens of a row of `|F|^2`, mean over features, at each of two places of the frozen model.
+fn squares(model: &Model, batch: &Batch, row: usize) -> Vec<f64> {
+    let places = model.config.sites().with_role(Role::Linear).filter(|site| site.part == Part::Down);
+    let spies = Spies(places.map(|site| site.id).collect(), Spy::default());
+    let alone = batch.rows(row..row + 1);
+    let _ = model.run(&alone, &[Group { rows: 0..1, hooks: &spies }]);
+    let seen = spies.1.0.into_inner().unwrap();
+    seen.iter().map(|frozen| alone.real(frozen).square().mean(Kind::Double).double_value(&[])).collect()
+}
+
+/// Sums that the hooks added in a pass, a row a place: of distances, and of tokens.
+fn summed(model: &Model, batch: &Batch, adapter: &Adapter, train: bool) -> Option<Tensor> {
+    let _ = model.run_at(batch, &all(batch, adapter), train, 0);
+    adapter.board().take_sums([2, 2])
+}
+
+fn mixed(model: &Model, width: Option<usize>) -> Batch {
+    let batch = model.batch(&[6, 4, 5], width);
+    Batch { layout: batch.layout.of_tasks(vec![0, 1, 0]), ..batch }
+}
+
+/// Rows of the domain go through the adapter, general ones through the frozen map, whoever else is in the batch.
+#[test]
+fn stage_1_tells_rows_of_the_domain_from_general_ones() {
+    let model = bert();
+    let adapter = moved(&model, &stage_1(), 3);
+    for width in [Some(9), None] {
+        let (both, plain) = (mixed(&model, width), model.batch(&[6, 4, 5], width));
+        let out = |batch: &Batch| model.run_at(batch, &all(batch, &adapter), true, 0);
+        let row = |output: Tensor, row: i64| output.narrow(0, row, 1);
+        let (found, domain, base) = (out(&both), out(&plain), model.run(&plain, &[]));
+        for (number, expected) in [(0, &domain), (1, &base), (2, &domain)] {
+            let expected = row(expected.shallow_clone(), number);
+            assert_eq!(distance(&row(found.shallow_clone(), number), &expected), 0.0, "row {number} of {width:?}");
+        }
+        assert!(distance(&domain, &base) > 1e-3);
+        let _ = adapter.board().take_sums([2, 2]);
+    }
+}
+
+#[test]
+fn at_first_general_rows_are_as_far_as_the_frozen_map_is_long() {
+    let model = bert();
+    let (new, trained) = (fresh(&model, &stage_1(), Key::seed(1)), moved(&model, &stage_1(), 3));
+    for width in [Some(9), None] {
+        let batch = mixed(&model, width);
+        let expected = squares(&model, &batch, 1);
+        let sums = summed(&model, &batch, &new, true).unwrap();
+        let later = summed(&model, &batch, &trained, true).unwrap();
+        for (place, expected) in expected.iter().enumerate() {
+            let place = place as i64;
+            assert_eq!(sums.double_value(&[place, 1]), 4.0, "tokens of the general row, without padding");
+            let mean = sums.double_value(&[place, 0]) / 4.0;
+            assert!((mean - expected).abs() < 1e-5 * expected, "{mean} and {expected} at {place}");
+            assert!((later.double_value(&[place, 0]) / 4.0 - expected).abs() > 1e-3 * expected);
+        }
+        let loss = stage_1().batch_loss(&sums).unwrap().double_value(&[]);
+        assert!((loss - (expected[0] + expected[1]) / 2.0).abs() < 1e-5 * loss, "the mean over places");
+        assert!(summed(&model, &batch, &new, false).is_none(), "an evaluation notes nothing");
+        assert!(summed(&model, &model.batch(&[6, 4], width), &new, true).is_none(), "nor do rows of the domain");
+    }
+}
+
+/// The term on general rows pulls at the adapter alone, and rows of the domain have no part in it.
+#[test]
+fn general_rows_pull_at_the_adapter_whatever_the_domain_is() {
+    let model = bert();
+    let pull = |lengths: &[usize], tasks: Vec<u32>| {
+        let adapter = moved(&model, &stage_1(), 3);
+        let batch = model.batch(lengths, None);
+        let batch = Batch { layout: batch.layout.of_tasks(tasks), ..batch };
+        summed(&model, &batch, &adapter, true).unwrap().select(1, 0).sum(Kind::Float).backward();
+        let grads: Vec<_> = adapter.params().iter().map(|(_, leaf)| leaf.grad().flatten(0, -1)).collect();
+        assert!(grads.iter().all(|grad| grad.abs().max().double_value(&[]) > 0.0));
+        Tensor::cat(&grads, 0)
+    };
+    // The second row is the same in both: its tokens depend on its number.
+    assert_near(&pull(&[3, 5], vec![0, 1]), &pull(&[7, 5], vec![0, 1]), 1e-5);
+}
+
+#[test]
+fn a_file_whose_gate_has_another_size_is_refused() {
+    let model = bert();
+    let adapter = stirred(&model, &mixture(&two()).unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let said = adapter.adapter_config(&*model.config, &Export { base: "../model" }).unwrap();
+    std::fs::write(folder.path().join("adapter_config.json"), serde_json::to_vec(&said).unwrap()).unwrap();
+    assert!(!said.contains_key("general_data"), "the options of stage 1 are none of stage 2");
+    let name = "gate.base_model.model.bert.encoder.layer.1.output.dense.1.weight";
+    let write = |outputs: i64| {
+        let cut = |(own, tensor): (String, Tensor)| match own == name {
+            true => (own, tensor.narrow(0, 0, outputs).contiguous()),
+            false => (own, tensor),
+        };
+        let tensors: Vec<_> = adapter.exported().unwrap().into_iter().map(cut).collect();
+        Tensor::write_safetensors(&tensors, folder.path().join("adapter_model.safetensors")).unwrap();
+        let imported = import(folder.path()).unwrap();
+        imported.check(&imported.config.plan(&*model.config).unwrap())
+    };
+    write(3).unwrap();
+    let error = write(2).unwrap_err();
+    assert_eq!(error.code(), code::ADAPTER_FORMAT);
+    assert!(error.message().contains(name), "{error}");
 }

@@ -37,6 +37,9 @@ pub struct DataSpec {
     /// A `tokenizer.json`; the backbone's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<String>,
+    /// For masked_lm: the id that stands for a masked token; the tokenizer's `[MASK]` or `<mask>` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask_token_id: Option<u32>,
     /// Malformed rows that are skipped and counted before the job fails.
     #[serde(default)]
     pub max_bad_rows: u64,
@@ -67,10 +70,37 @@ fn yes() -> bool {
 pub enum DataTask {
     /// Predict the next token.
     CausalLm,
+    /// Predict tokens that are masked: drawn ones, anew in every epoch. Rows of `input_ids` with `labels` are masked
+    /// already, and are taken as they are.
+    MaskedLm,
     /// Assign one class to a text or a pair of texts.
     SequenceClassification,
     /// Bring a query (`text` or `input_ids`) near its passage (`text_pair` or `input_ids_pair`); the other passages of the batch are the negatives.
     Retrieval,
+}
+
+impl DataTask {
+    /// Whether rows are texts alone, of which tokens are predicted.
+    #[must_use]
+    pub fn is_language(self) -> bool {
+        matches!(self, Self::CausalLm | Self::MaskedLm)
+    }
+}
+
+/// How tokens of masked language modelling are drawn, and what becomes of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Masking {
+    /// Share of the tokens that are predicted; special tokens never are.
+    pub probability: f64,
+    /// Shares of those that become the mask, stay as they are, and become a drawn token. They add up to 1.
+    pub mix: [f64; 3],
+}
+
+impl Default for Masking {
+    /// BERT's.
+    fn default() -> Self {
+        Self { probability: 0.15, mix: [0.8, 0.1, 0.1] }
+    }
 }
 
 /// The tasks that rows may name: what an adapter that tells them apart asks of the data.

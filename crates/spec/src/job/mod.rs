@@ -9,7 +9,7 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use data::{DataSpec, DataTask, EvalSpec, RowTasks, is_remote};
+pub use data::{DataSpec, DataTask, EvalSpec, Masking, RowTasks, is_remote};
 pub use train::{
     CheckpointSpec, Determinism, NonFinite, OptimizerName, OptimizerSpec, RetentionSpec, ScheduleName, ScheduleSpec,
     TrainSpec,

@@ -21,7 +21,7 @@ const PADDING_WORTH_AVOIDING: f64 = 1.1;
 pub struct StepBatch {
     /// The lanes of this rank, by number: consecutive, in order, before those of the next rank.
     pub lanes: Vec<(u32, Batch)>,
-    /// Rows of every lane of the step, whoever has it: the same on all ranks.
+    /// Rows of every lane of the step, whoever has it: the same on all ranks. Rows of a source beside are not counted.
     pub lane_rows: Vec<usize>,
 }
 
@@ -106,6 +106,7 @@ impl MicroBatch {
                 sequences.marks().map_or_else(ids, |marks| Some(Tensor::from_slice(&marks.labels).to_device(device)))
             }
             Objective::CausalLm => Some(labels),
+            Objective::MaskedLm => Some(standing(sequences, &input.layout)),
             _ => batch.classes.as_ref().map(|classes| Tensor::from_slice(classes).to_device(device)),
         };
         if let Some(Documents { segments, .. }) = documents {
@@ -190,6 +191,17 @@ fn marked(sequences: &Ragged, inputs: Inputs, layout: Layout, labels: Tensor) ->
     shape.push(marks.width as i64);
     let inputs = inputs.with("features", features.reshape(&shape));
     (PassInput::new(inputs, layout.with_modality(Some(modality))), labels)
+}
+
+/// Labels where they stand, shaped as the tokens lie: nothing is moved, and the first token of a sequence is like any other.
+fn standing(sequences: &Ragged, layout: &Layout) -> Tensor {
+    let width = match layout.form() {
+        Form::Padded { width } => Some(*width),
+        Form::Packed { .. } => None,
+    };
+    let none = vec![IGNORE; sequences.tokens()];
+    let labels = sequences.marks().map_or(&none, |marks| &marks.labels);
+    Tensor::from_slice(&sequences.laid_out(labels, width, IGNORE)).reshape(layout.shape()).to_device(layout.device())
 }
 
 fn packed(sequences: &Ragged, lengths: Vec<usize>, samples: &[u64], device: Device) -> (PassInput, Tensor) {

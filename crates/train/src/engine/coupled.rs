@@ -14,7 +14,7 @@ use super::blockwise;
 use super::objective::Objective;
 use super::pass::{Mode, Rider, forward, forward_with};
 use super::peers::Linked;
-use super::step::{Computed, Machine, Unit, note_broken};
+use super::step::{Computed, Machine, Unit, note_broken, terms};
 use super::task::Task;
 use crate::agree;
 use crate::loss::{self, Counts};
@@ -99,7 +99,7 @@ pub(super) fn first(
     let adapter = &task.setup.adapter;
     let peers = peers.map(|peers| peers as &dyn pleach_nn::Peers);
     let output = forward_with(machine.model, adapter, &micro.passes[0], mode(task), peers);
-    let terms = rows.objective.terms(&output, targets)?;
+    let terms = terms(task, rows.objective, &output, targets)?;
     let value: f64 = terms.iter().map(|term| term.coefficient * term.sum.double_value(&[])).sum();
     if !value.is_finite() {
         broken.extend(&micro.samples);
@@ -127,9 +127,9 @@ fn second(
     let Some(targets) = &micro.targets else { return Ok(()) };
     let adapter = &task.setup.adapter;
     if task.setup.checkpointing {
-        let objective = rows.objective;
-        let mut scalar =
-            |output: &pleach_nn::Output| Ok(loss::total(&objective.terms(output, targets)?, rows.denominators));
+        let mut scalar = |output: &pleach_nn::Output| {
+            Ok(loss::total(&terms(task, rows.objective, output, targets)?, rows.denominators))
+        };
         return blockwise::backward(
             machine.model,
             &[Rider::new(task, micro.passes[0].layout.sequences())],
@@ -144,7 +144,7 @@ fn second(
         Some(kept) => kept,
         None => {
             let output = forward(machine.model, adapter, &micro.passes[0], mode(task));
-            let terms = rows.objective.terms(&output, targets)?;
+            let terms = terms(task, rows.objective, &output, targets)?;
             Forwarded { total: loss::total(&terms, rows.denominators), sums: own(task) }
         }
     };

@@ -38,6 +38,7 @@ impl Objective {
     pub fn of(task: DataTask, temperature: f64) -> Self {
         match task {
             DataTask::CausalLm => Self::CausalLm,
+            DataTask::MaskedLm => Self::MaskedLm,
             DataTask::SequenceClassification => Self::Classification,
             DataTask::Retrieval => Self::Contrastive { temperature },
         }
@@ -64,9 +65,10 @@ impl Objective {
     pub fn task(self) -> Option<DataTask> {
         match self {
             Self::CausalLm => Some(DataTask::CausalLm),
+            Self::MaskedLm => Some(DataTask::MaskedLm),
             Self::Classification => Some(DataTask::SequenceClassification),
             Self::Contrastive { .. } => Some(DataTask::Retrieval),
-            Self::Seq2SeqLm | Self::MaskedLm | Self::TokenClassification | Self::Pairs | Self::Regression => None,
+            Self::Seq2SeqLm | Self::TokenClassification | Self::Pairs | Self::Regression => None,
         }
     }
 

@@ -166,9 +166,9 @@ pub(super) fn conclude(machine: &Machine<'_>, task: &Task, work: Work) -> Result
 }
 
 impl Pending {
-    /// The same with what it was fed.
+    /// The same with what it was fed; rows of a source beside are not counted.
     pub(super) fn of(self, batch: &StepBatch) -> Self {
-        let fed = batch.lanes.iter().map(|(lane, rows)| (*lane, lane_digest(&rows.sample_ids))).collect();
+        let fed = batch.lanes.iter().map(|(lane, rows)| (*lane, lane_digest(&rows.own_ids()))).collect();
         Self { lanes: batch.lane_rows.len(), fed, ..self }
     }
 }
@@ -274,16 +274,19 @@ fn row_by_row(
     Ok(computed)
 }
 
-/// The terms of a micro-batch: the objective's, or those of a method that learns a sequence of tasks.
-fn terms(task: &Task, objective: Objective, output: &Output, targets: &Tensor) -> Result<Vec<Term>> {
+/// The terms of a micro-batch in its only pass, with that pass's weight: the objective's, or those of a method that learns
+/// a sequence of tasks.
+pub(super) fn terms(task: &Task, objective: Objective, output: &Output, targets: &Tensor) -> Result<Vec<Term>> {
     let adapter = &task.setup.adapter;
-    match (adapter.config().sequence(), output) {
+    let terms = match (adapter.config().sequence(), output) {
         (Some(sequence), Output::Classes(rows)) => {
             let sum = sequence.loss(&adapter.parts(), rows, targets)?;
-            Ok(vec![Term { name: objective.term(), sum, coefficient: 1.0 }])
+            vec![Term { name: objective.term(), sum, coefficient: 1.0 }]
         }
-        _ => objective.terms(output, targets),
-    }
+        _ => objective.terms(output, targets)?,
+    };
+    let weight = adapter.config().passes().weights.first().copied().unwrap_or(1.0);
+    Ok(terms.into_iter().map(|term| Term { coefficient: term.coefficient * weight, ..term }).collect())
 }
 
 /// The terms of several passes over the same rows, and of what binds the first two. The graphs of all passes live at once,

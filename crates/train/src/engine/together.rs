@@ -14,7 +14,7 @@ use super::batch::{MicroBatch, StepBatch};
 use super::blockwise;
 use super::objective::{Objective, wrong_head};
 use super::pass::{Mode, PassInput, Rider, forward_of};
-use super::step::{Computed, Machine, Unit, Work, conclude, counted, note_broken, units};
+use super::step::{Computed, Machine, Unit, Work, conclude, counted, note_broken, terms, units};
 use super::task::{Pending, Task};
 use crate::agree;
 use crate::loss::{self, Counts};
@@ -129,7 +129,7 @@ impl<'a> Member<'a> {
     fn total(&mut self, micro: &MicroBatch, logits: Tensor) -> Result<Option<Tensor>> {
         let objective = self.task.setup.objective;
         let Some(targets) = &micro.targets else { return Err(wrong_head(objective)) };
-        let terms = objective.terms(&Output::Tokens(logits), targets)?;
+        let terms = terms(self.task, objective, &Output::Tokens(logits), targets)?;
         let value: f64 = terms.iter().map(|term| term.coefficient * term.sum.double_value(&[])).sum();
         if !value.is_finite() {
             self.broken.extend(&micro.samples);

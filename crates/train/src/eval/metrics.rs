@@ -51,7 +51,7 @@ pub fn wanted(names: &[String], task: DataTask) -> Result<Vec<Metric>> {
     if names.is_empty() {
         return Ok(match task {
             DataTask::Retrieval => vec![Metric::Recall(1), Metric::Mrr],
-            DataTask::CausalLm => vec![Metric::Loss],
+            DataTask::CausalLm | DataTask::MaskedLm => vec![Metric::Loss],
             DataTask::SequenceClassification => vec![Metric::Loss, Metric::Accuracy],
         });
     }

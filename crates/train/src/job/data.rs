@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
+use pleach_base::rng::Key;
 use pleach_base::{Result, TaskName, code};
 use pleach_data::{
     Batch, Cursor, Dataset, Encoder, Example, Limits, Loader, OpenOptions, Order, Plan, RowCache, Side, Understood,
@@ -20,6 +21,9 @@ use super::remote::Remote;
 use crate::engine::{Course, StepBatch};
 use crate::eval::EvalSet;
 
+/// What rows beside a task's own are drawn under.
+const BESIDE: &str = "beside";
+
 /// Lane batches that are ready before they are asked for.
 const AHEAD: usize = 4;
 
@@ -31,13 +35,24 @@ pub(super) struct TaskData {
     order: Order,
     /// The rows of every task, where a sequence of tasks is learnt.
     parts: Vec<Vec<u64>>,
+    /// Rows that are in every step beside the task's own.
+    beside: Option<Beside>,
     feed: Option<Feed>,
+}
+
+/// Rows of a second source and their order.
+#[derive(Debug)]
+struct Beside {
+    dataset: Arc<Dataset>,
+    encoder: Arc<Encoder>,
+    order: Order,
 }
 
 /// The lanes of this rank, read ahead.
 #[derive(Debug)]
 struct Feed {
     loader: Loader,
+    beside: Option<Loader>,
     lanes: Range<u32>,
     /// The step that comes next.
     step: u64,
@@ -90,11 +105,34 @@ impl<'a> Opener<'a> {
         Understood { segments: self.adapter.segments().is_some(), modalities, width }
     }
 
-    fn encoder(&self, encoders: &mut Encoders, spec: &DataSpec, side: Side) -> Result<Arc<Encoder>> {
+    fn encoder(&self, encoders: &mut Encoders, spec: &DataSpec, side: Side, rows: &str) -> Result<Arc<Encoder>> {
         let (limits, understood, tasks) = (self.limits(spec.task), self.understood(), self.adapter.row_tasks());
-        encoders.get(&format!("{spec:?} {side:?} {limits:?} {understood:?} {tasks:?}"), || {
-            Ok(Encoder::open(spec, self.folder, side, limits)?.understanding(understood).with_tasks(tasks))
+        // Tasks mask a row alike.
+        let (masking, key) =
+            (self.adapter.masking(), Key::seed(self.cx.job.spec.train.seed).named("masks").named(rows));
+        let what = format!("{spec:?} {side:?} {limits:?} {understood:?} {tasks:?} {masking:?} {key:?}");
+        encoders.get(&what, || {
+            let encoder = Encoder::open(spec, self.folder, side, limits)?.masking(masking, key);
+            Ok(encoder.understanding(understood).with_tasks(tasks))
         })
+    }
+
+    /// Opens the rows that are in every step beside a task's own, in an order over as many steps.
+    fn beside(
+        &self,
+        encoders: &mut Encoders,
+        spec: &DataSpec,
+        train: &TrainSpec,
+        name: &TaskName,
+        own: &Plan,
+    ) -> Result<Option<Beside>> {
+        let Some(source) = self.adapter.beside() else { return Ok(None) };
+        let encoder = self.encoder(encoders, spec, Side::Both, BESIDE)?;
+        let dataset = self.open(source, spec, &encoder)?;
+        let plan = Plan::new(dataset.len(), train.global_batch, own.lanes(), None, Some(own.total_steps()));
+        let plan = plan.map_err(|error| error.at(source))?;
+        let order = Order::new(plan, train.seed, &TaskName::from(format!("{name}/{BESIDE}").as_str()), spec);
+        Ok(Some(Beside { dataset: Arc::new(dataset), encoder, order }))
     }
 
     fn open(&self, source: &str, spec: &DataSpec, encoder: &Encoder) -> Result<Dataset> {
@@ -119,7 +157,7 @@ impl<'a> Opener<'a> {
         name: &TaskName,
         splits: Option<&[Vec<u32>]>,
     ) -> Result<TaskData> {
-        let encoder = self.encoder(encoders, spec, Side::Both)?;
+        let encoder = self.encoder(encoders, spec, Side::Both, "own")?;
         let dataset = self.open(&spec.source, spec, &encoder)?;
         let lanes = train.lanes.unwrap_or(1);
         let (order, rows) = match splits {
@@ -132,7 +170,8 @@ impl<'a> Opener<'a> {
                 keepalive::during(self.cx.observer.as_ref(), find)?
             }
         };
-        Ok(TaskData { dataset: Arc::new(dataset), encoder, order, parts: rows, feed: None })
+        let beside = self.beside(encoders, spec, train, name, order.plan())?;
+        Ok(TaskData { dataset: Arc::new(dataset), encoder, order, parts: rows, beside, feed: None })
     }
 
     /// Reads and encodes what a task is evaluated on.
@@ -149,7 +188,7 @@ impl<'a> Opener<'a> {
     }
 
     fn all(&self, encoders: &mut Encoders, source: &str, spec: &DataSpec, side: Side) -> Result<Vec<Example>> {
-        let encoder = self.encoder(encoders, spec, side)?;
+        let encoder = self.encoder(encoders, spec, side, "own")?;
         let dataset = self.open(source, spec, &encoder)?;
         let encode = || (0..dataset.len()).map(|row| encoder.encode(&dataset.row(row)?)).collect();
         keepalive::during(self.cx.observer.as_ref(), encode)
@@ -195,22 +234,15 @@ impl TaskData {
     pub(super) fn batch(&mut self, step: u64, lanes: Range<u32>) -> Result<StepBatch> {
         let mut feed = match self.feed.take() {
             Some(feed) if feed.step == step && feed.lanes == lanes => feed,
-            _ => {
-                let work = Cursor { step }.work(self.order.clone(), lanes.clone());
-                let loader = Loader::start(Arc::clone(&self.dataset), Arc::clone(&self.encoder), work, AHEAD)?;
-                Feed { loader, lanes: lanes.clone(), step }
-            }
+            _ => self.feed_from(step, lanes.clone())?,
         };
         let mut own: Vec<(u32, Batch)> = Vec::with_capacity(lanes.len());
         for lane in lanes {
-            let next = feed.loader.next().unwrap_or_else(|| {
-                Err(code::INTERNAL.error(format!("the reader ended before lane {lane} of step {}", step + 1)))
-            })?;
-            if (next.at.step, next.at.lane) != (step, lane) {
-                let (found, of) = (next.at.lane, next.at.step + 1);
-                return Err(code::INTERNAL.error(format!("lane {lane} of step {}: found {found} of {of}", step + 1)));
-            }
-            own.push((lane, next.batch));
+            let batch = next(&mut feed.loader, step, lane)?;
+            own.push(match &mut feed.beside {
+                None => (lane, batch),
+                Some(loader) => (lane, batch.beside(next(loader, step, lane)?)),
+            });
         }
         feed.step += 1;
         self.feed = Some(feed);
@@ -220,4 +252,28 @@ impl TaskData {
         };
         Ok(StepBatch { lanes: own, lane_rows: (0..self.plan().lanes()).map(rows).collect() })
     }
+
+    /// Begins to read these lanes ahead.
+    fn feed_from(&self, step: u64, lanes: Range<u32>) -> Result<Feed> {
+        let start = |dataset: &Arc<Dataset>, encoder: &Arc<Encoder>, order: &Order| {
+            let work = Cursor { step }.work(order.clone(), lanes.clone());
+            Loader::start(Arc::clone(dataset), Arc::clone(encoder), work, AHEAD)
+        };
+        let loader = start(&self.dataset, &self.encoder, &self.order)?;
+        let beside =
+            self.beside.as_ref().map(|beside| start(&beside.dataset, &beside.encoder, &beside.order)).transpose()?;
+        Ok(Feed { loader, beside, lanes, step })
+    }
+}
+
+/// What comes next, which must be of this step and lane.
+fn next(loader: &mut Loader, step: u64, lane: u32) -> Result<Batch> {
+    let next = loader.next().unwrap_or_else(|| {
+        Err(code::INTERNAL.error(format!("the reader ended before lane {lane} of step {}", step + 1)))
+    })?;
+    if (next.at.step, next.at.lane) != (step, lane) {
+        let (found, of) = (next.at.lane, next.at.step + 1);
+        return Err(code::INTERNAL.error(format!("lane {lane} of step {}: found {found} of {of}", step + 1)));
+    }
+    Ok(next.batch)
 }

@@ -19,7 +19,7 @@ pub(super) fn fed(cx: &JobContext<'_>, task: &TaskName, step: u64, batch: &StepB
         generation: cx.fence.generation.0,
         rank: cx.group.rank() as u32,
         world: cx.group.world() as u32,
-        lanes: lanes.map(|(lane, rows)| FedLane { lane: *lane, samples: rows.sample_ids.clone() }).collect(),
+        lanes: lanes.map(|(lane, rows)| FedLane { lane: *lane, samples: rows.own_ids() }).collect(),
     })
 }
 

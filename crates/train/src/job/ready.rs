@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use pleach_base::rng::Key;
 use pleach_base::{JobId, Result, TaskName, Tenant};
+use pleach_methods::files::Recorded;
 use pleach_methods::{Adapter, Export, TaskPlan};
 use pleach_spec::Job;
 use pleach_spec::job::{DataSpec, TaskSpec};
@@ -118,6 +119,9 @@ fn setup(
         Some(from) => Some(init::read(from, plan, &model.fingerprint)?),
         None => None,
     };
+    for (at, folder) in &plan.plan.begins {
+        Recorded::read(folder)?.check_base(&format!("spec.tasks.{name}: {at}"), &model.fingerprint)?;
+    }
     let adapter = Adapter::build(Arc::clone(&plan.config), Arc::clone(&plan.plan), backbone, key, values.as_ref())?;
     plan.config.fits(rows.plan().total_steps())?;
     let export = Export { base: &job.backbone.path };

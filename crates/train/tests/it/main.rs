@@ -10,6 +10,7 @@ mod gang;
 mod gate;
 mod hub;
 mod job;
+mod mixda;
 mod mosa;
 mod parity;
 mod processes;

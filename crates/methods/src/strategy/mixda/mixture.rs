@@ -86,6 +86,9 @@ impl HasCard for Mixture {
 impl AdapterConfig for Mixture {
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
         let mut plan = compose::plan(&self.options.children(), true, model)?;
+        for (at, _) in &mut plan.begins {
+            *at = at.replacen("adapters", "load_adapters", 1);
+        }
         let task = self.task.plan(model)?;
         let mut own = plan.sites.clone();
         for id in plan.sites.clone() {
@@ -108,6 +111,7 @@ impl AdapterConfig for Mixture {
         plan.sites.extend(&task.sites);
         plan.sites.sort_unstable();
         plan.notes.extend(task.notes.iter().cloned());
+        plan.begins.extend(task.begins.iter().cloned());
         plan.saved.clone_from(&task.saved);
         plan.children.push(task);
         Ok(plan)
@@ -121,6 +125,7 @@ impl AdapterConfig for Mixture {
             Ok(Value::Object(own)) => own,
             _ => Map::new(),
         };
+        fields.retain(|name, _| !super::options::OF_FIRST.contains(&name.as_str()));
         let task = plan.children.last().unwrap_or(plan);
         let shared = [
             ("pleach_method", json!(self.card().name)),
@@ -180,7 +185,9 @@ impl AdapterConfig for Mixture {
             return self.task.initial(tensor, base, key);
         }
         match tensor.part {
-            "gate_bias" => Ok(super::gate::first_bias(self.options.gate.activation, tensor.shape[0]).to_device(base.device())),
+            "gate_bias" => {
+                Ok(super::gate::first_bias(self.options.gate.activation, tensor.shape[0]).to_device(base.device()))
+            }
             _ => compose::initial(&self.options.children(), tensor, base, key),
         }
     }

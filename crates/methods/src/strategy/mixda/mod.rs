@@ -5,9 +5,11 @@
 //! its maps, then sigmoid or softmax. It reads what the feed-forward part reads (`attention_output`) or `z`
 //! (`ffn_hidden`), of every token or of one a sequence.
 //!
-//! **Stage 1** trains a domain adapter alone: rows of the domain go through `o = K` and are learnt (`L_K`), general rows go
-//! through `F` and draw `K` to it, `L_S = mean |F - K|^2` over layers, tokens and features. Both losses are here as formulas
-//! (`gate`); jobs cannot train by `L_S` yet, and `stage: 1` is refused.
+//! **Stage 1** trains a domain adapter, the task's adapter of method `domain`, on texts alone. Rows of the domain, the job's
+//! data, go through `o = K` and are learnt (`L_K`): all that is predicted of them goes through `K`. General rows go through
+//! `F` and draw `K` to it, `L_S = mean |F - K|^2` over places, tokens and features; `L = knowledge_loss_factor L_K + L_S`.
+//! They are masked as the domain's are, and nothing of them is predicted. Sums and counts of both losses are those of the
+//! global batch. What it leaves is a domain adapter.
 //!
 //! **Stage 2** trains gates and the task's own adapter on labelled rows; the model and the domain adapters stay as they are.
 //! The last biases of a gate begin so that all weights are `1 / (n + 1)`.
@@ -18,6 +20,7 @@
 
 #[cfg(feature = "torch")]
 pub(crate) mod gate;
+mod first;
 mod mixture;
 mod options;
 #[cfg(feature = "torch")]
@@ -29,6 +32,7 @@ use pleach_nn::Role;
 pub use options::{Activation, Config, GateOptions, Loaded, Pool, Query};
 
 use crate::adapter::AdapterConfig;
+use crate::adapter::common::refuse;
 use crate::around::{Around, AroundOptions};
 use crate::card::{Card, Invalid, MethodKind, Status, Sync};
 
@@ -36,8 +40,10 @@ static CARD: Card = Card {
     name: "mixda",
     kind: MethodKind::Strategy,
     title: "MixDA",
-    summary: "Mixes frozen domain adapters with the feed-forward parts beside which they stand, beside an adapter of the task.",
-    formula: "`o = sum_k w_k K_k(z) + w_{n+1} (W2 z + b2)` with `w = gate(q)` for every token.",
+    summary: "Trains adapters of domains on texts that keep what the model knew, and mixes them with the feed-forward parts beside which \
+              they stand, beside an adapter of the task.",
+    formula: "Stage 1: `o = K(z)`, loss `knowledge_loss_factor L_K + mean |W2 z + b2 - K(z)|^2`, the latter on general texts. Stage 2: \
+              `o = sum_k w_k K_k(z) + w_{n+1} (W2 z + b2)` with `w = gate(q)` for every token.",
     paper: "Diao et al., Mixture-of-Domain-Adapters: Decoupling and Injecting Domain Knowledge to Pre-trained Language \
             Models' Memories, ACL 2023 (arXiv:2306.05406)",
     status: Status::Experimental,
@@ -68,7 +74,13 @@ static CARD: Card = Card {
             options: r#"{"load_adapters": [{"id": "a", "layers": [0]}], "gate": {"hidden": 0}}"#,
             code: code::METHOD_CONFIG,
         },
+        Invalid { options: r#"{"load_adapters": [{"id": "a"}], "general_data": "x"}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"stage": 1}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"stage": 1, "no_old_knowledge": true, "general_data": "x"}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"stage": 1, "no_old_knowledge": true, "load_adapters": [{"id": "a"}]}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"stage": 1, "general_data": "x", "mlm_mix": [0.8, 0.1, 0.2]}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"stage": 1, "general_data": "x", "mlm_probability": 0}"#, code: code::METHOD_CONFIG },
+        Invalid { options: r#"{"stage": 1, "general_data": "x", "knowledge_loss_factor": 0}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"stage": 3}"#, code: code::METHOD_CONFIG },
         Invalid { options: r#"{"gates": {}}"#, code: code::UNKNOWN_KEY },
     ],
@@ -77,7 +89,16 @@ static CARD: Card = Card {
 
 impl Around for Config {
     fn wrap(&self, adapter: Box<dyn AdapterConfig>) -> Result<Box<dyn AdapterConfig>> {
-        Ok(Box::new(mixture::Mixture { options: self.clone(), task: adapter }))
+        let options = self.clone();
+        if self.stage != 1 {
+            return Ok(Box::new(mixture::Mixture { options, task: adapter }));
+        }
+        let method = adapter.card().name;
+        if method == mixture::DOMAIN {
+            return Ok(Box::new(first::First { options, domain: adapter }));
+        }
+        Err(refuse("stage", &format!("1 trains a domain adapter, and the task's adapter is `{method}`"))
+            .hint("write `method: domain` in its `adapter`"))
     }
 }
 

@@ -7,15 +7,26 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
-use crate::adapter::common::{options, refuse, share};
+use crate::adapter::common::{options, positive_number, refuse, share};
 use crate::adapter::compose::Child;
 
 options! {
     /// Options of MixDA.
     pub struct Config {
-        /// 2: a gate over domain adapters and an adapter of the task. 1, which trains a domain adapter on rows of its domain
-        /// and on general ones, is not in this build.
+        /// 1: a domain adapter, the task's `adapter`, is trained on texts of its domain, the job's data, and on general ones.
+        /// 2: a gate over domain adapters and an adapter of the task.
         stage: u8 = 2,
+        /// Stage 1: general texts, as many in every step as of the domain: a file, folder or glob like `spec.data.source`,
+        /// whose rows are read as those.
+        general_data: Option<String> = None,
+        /// Stage 1: train without general texts; what the model knew of them is then not kept.
+        no_old_knowledge: bool = false,
+        /// Stage 1: weight of the loss on the domain's texts, `L_K`, beside that on general ones, `L_S`, whose weight is 1.
+        knowledge_loss_factor: f64 = 0.5,
+        /// Stage 1, masked_lm: share of the tokens that are predicted.
+        mlm_probability: f64 = 0.15,
+        /// Stage 1, masked_lm: shares of those that become the mask, stay as they are, and become a drawn token.
+        mlm_mix: [f64; 3] = [0.85, 0.10, 0.05],
         /// Stage 2: the domain adapters, in the order of the gate's weights.
         load_adapters: Vec<Loaded> = Vec::new(),
         /// Stage 2: the gate.
@@ -24,6 +35,10 @@ options! {
         disable_moe: bool = false,
     }
 }
+
+/// The options of stage 1 alone.
+pub(super) const OF_FIRST: [&str; 5] =
+    ["general_data", "no_old_knowledge", "knowledge_loss_factor", "mlm_probability", "mlm_mix"];
 
 /// A domain adapter that was trained before.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -130,13 +145,49 @@ impl GateOptions {
 impl Config {
     /// Refuses what could not be trained.
     pub(super) fn check(&self) -> Result<()> {
-        if self.stage != 2 {
-            return Err(refuse("stage", "must be 2: this build does not draw domain adapters to the frozen map")
-                .hint("the adapter method `domain` trains one without general rows"));
-        }
         self.gate.check()?;
+        match self.stage {
+            1 => self.check_first(),
+            2 => self.check_second(),
+            other => Err(refuse("stage", &format!("{other} is neither 1 nor 2"))),
+        }
+    }
+
+    fn check_first(&self) -> Result<()> {
+        match (&self.general_data, self.no_old_knowledge) {
+            (None, false) => {
+                return Err(refuse(
+                    "general_data",
+                    "is missing, and stage 1 keeps what the model knows by general texts",
+                )
+                .hint("name some, or set `no_old_knowledge: true`"));
+            }
+            (Some(_), true) => return Err(refuse("no_old_knowledge", "leaves `general_data` without a use")),
+            _ => {}
+        }
+        if !self.load_adapters.is_empty() {
+            return Err(refuse("load_adapters", "stage 1 mixes none").hint("they belong to `stage: 2`"));
+        }
+        positive_number("knowledge_loss_factor", self.knowledge_loss_factor)?;
+        if !(self.mlm_probability > 0.0 && self.mlm_probability <= 1.0) {
+            return Err(refuse("mlm_probability", "must be above 0 and at most 1"));
+        }
+        let shares = self.mlm_mix.iter().all(|share| (0.0..=1.0).contains(share));
+        if shares && (self.mlm_mix.iter().sum::<f64>() - 1.0).abs() < 1e-6 {
+            return Ok(());
+        }
+        Err(refuse("mlm_mix", "must be three shares that add up to 1: mask, unchanged, drawn"))
+    }
+
+    fn check_second(&self) -> Result<()> {
+        let first = [("general_data", self.general_data.is_some()), ("no_old_knowledge", self.no_old_knowledge)];
+        if let Some((option, _)) = first.into_iter().find(|(_, given)| *given) {
+            return Err(refuse(option, "is of stage 1").hint("write `stage: 1`"));
+        }
         if self.gate.pool == Pool::Last {
-            return Err(refuse("gate.pool", "the last token of a padded row is none of its own").hint("write `last_real`"));
+            return Err(
+                refuse("gate.pool", "the last token of a padded row is none of its own").hint("write `last_real`")
+            );
         }
         self.check_adapters()
     }
@@ -144,7 +195,7 @@ impl Config {
     fn check_adapters(&self) -> Result<()> {
         if self.load_adapters.is_empty() {
             return Err(refuse("load_adapters", "there is none, and stage 2 mixes some")
-                .hint("train a domain adapter first: the adapter method `domain`"));
+                .hint("train a domain adapter first: `stage: 1`"));
         }
         let mut seen = BTreeSet::new();
         for (index, Loaded { id, .. }) in self.load_adapters.iter().enumerate() {
