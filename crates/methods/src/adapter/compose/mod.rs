@@ -93,7 +93,9 @@ pub(crate) fn plan(children: &[Child], frozen: bool, model: &dyn BackboneConfig)
                 tensor.keep = Keep::Saved;
             }
         }
-        whole.begins.extend(child.init_from.iter().map(|folder| (format!("adapters[{index}].init_from"), folder.into())));
+        whole
+            .begins
+            .extend(child.init_from.iter().map(|folder| (format!("adapters[{index}].init_from"), folder.into())));
         whole.notes.extend(own.notes.iter().map(|note| format!("{}: {note}", child.name)));
         whole.sites.extend(&own.sites);
         // One trained module serves all, whatever each method calls it.
