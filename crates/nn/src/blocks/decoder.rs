@@ -184,7 +184,12 @@ impl Decoder {
 pub(crate) fn heads(config: Config<'_>, dim: Option<usize>) -> Result<Heads> {
     let (hidden, query) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
     let kv = config.opt_size("num_key_value_heads")?.unwrap_or(query);
-    let dim = config.opt_size("head_dim")?.or(dim).unwrap_or(hidden / query);
+    let given = config.opt_size("head_dim")?.or(dim);
+    if given.is_none() && hidden % query != 0 {
+        return Err(bad("hidden_size", &format!("{hidden} is not a multiple of num_attention_heads {query}"))
+            .hint("give head_dim, or another number of heads"));
+    }
+    let dim = given.unwrap_or(hidden / query);
     if query % kv != 0 {
         return Err(bad("num_attention_heads", &format!("{query} is not a multiple of num_key_value_heads {kv}")));
     }

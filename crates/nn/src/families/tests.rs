@@ -58,6 +58,8 @@ fn what_is_not_built_is_refused() {
         ("llama", "rope_parameters", json!({"full_attention": {"rope_type": "default"}})),
         ("llama", "quantization_config", json!({"quant_method": "gptq"})),
         ("llama", "head_dim", json!(7)),
+        ("llama", "hidden_size", json!(33)),
+        ("llama", "num_attention_heads", json!(3)),
         ("mistral", "sliding_window", json!("wide")),
         ("mixtral", "output_router_logits", json!(true)),
         ("mixtral", "num_experts_per_tok", json!(5)),
