@@ -29,6 +29,12 @@ pub trait SiteMethod: SiteHook + Send {
         false
     }
 
+    /// `A` `[r, in]` and `B` `[out, r]` of `x -> B A x`, any scale in `B`, float32 and with gradient, where it adds nothing
+    /// else to a linear map, dropout aside: for those that mix factors rather than results.
+    fn low_rank(&self) -> Option<(Tensor, Tensor)> {
+        None
+    }
+
     /// What compositions need of a method that stands before the sum behind a part of a block.
     fn sublayer(&self) -> Option<&dyn super::bottleneck::Sublayer> {
         None
@@ -317,7 +323,14 @@ impl Adapter {
             let merged = weights(*id).and_then(|weights| hook.merged(site, weights));
             let refused = || {
                 let name = self.config.card().name;
-                code::METHOD_CONFIG.error(format!("{name} cannot be merged into `{}`", site.path))
+                let error = code::METHOD_CONFIG.error(format!("{name} cannot be merged into `{}`", site.path));
+                match self.config.row_tasks() {
+                    Some(tasks) if self.config.card().mergeable => error.hint(format!(
+                        "it has {} tasks, and a model holds one: save one of them alone (`export_task`)",
+                        tasks.count
+                    )),
+                    _ => error.hint("use the adapter unmerged"),
+                }
             };
             Ok((*id, merged.ok_or_else(refused)?))
         };

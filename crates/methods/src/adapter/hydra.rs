@@ -124,6 +124,7 @@ impl Options for Config {
             Invalid { options: r#"{"scale": 0}"#, code: code::METHOD_CONFIG },
             Invalid { options: r#"{"dropout": 1.0}"#, code: code::METHOD_CONFIG },
             Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+            Invalid { options: r#"{"target_modules": ".*(embed_tokens|word_embeddings)"}"#, code: code::METHOD_CONFIG },
             Invalid { options: r#"{"r": 8}"#, code: code::UNKNOWN_KEY },
         ],
         ..Card::ADAPTER
@@ -370,6 +371,19 @@ mod tests {
                              "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1});
         let language = Config { r_par: 4, r_seq: 8, bias: false, ..Config::default() };
         assert_eq!(params(&language, roberta), 331_776);
+    }
+
+    #[test]
+    fn a_rank_that_is_no_shorter_way_is_noted() {
+        let model = json!({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8,
+                           "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12, "vocab_size": 20});
+        let Value::Object(model) = model else { panic!("a configuration is an object") };
+        let model = configure(&ModelDir::of_config(model), &HeadOptions::default()).unwrap();
+        let notes = |r_par, r_seq| Config { r_par, r_seq, ..Config::default() }.plan(model.as_ref()).unwrap().notes;
+        assert!(notes(7, 7).is_empty());
+        for (r_par, r_seq) in [(8, 2), (2, 8)] {
+            assert!(notes(r_par, r_seq)[0].starts_with("a rank is not below the width of `model.layers.0.mlp.down_proj`"));
+        }
     }
 
     #[test]

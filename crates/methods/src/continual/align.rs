@@ -167,6 +167,22 @@ mod tests {
         assert!((whole.covariance() - torch).abs().max().double_value(&[]) < 1e-9);
     }
 
+    /// One row has no covariance, and no variance either: samples stay near it, and nothing is not a number.
+    #[test]
+    fn a_class_of_one_row_has_the_least_spread() {
+        for rows in [0, 1] {
+            let moments = Moments::of(&features().narrow(0, 2, rows));
+            for (kind, dims) in [(Spread::Covariance, 2), (Spread::Variance, 1)] {
+                let spread = moments.spread(kind);
+                assert_eq!(spread.dim(), dims);
+                let diagonal = if dims == 2 { spread.diagonal(0, 0, 1) } else { spread.shallow_clone() };
+                assert!((diagonal - RIDGE).abs().max().double_value(&[]) < 1e-15, "{rows} rows, {kind:?}");
+                assert!((spread.sum(Kind::Double).double_value(&[]) - 3.0 * RIDGE).abs() < 1e-15, "nothing beside it");
+                assert!((root(&spread).sum(Kind::Double).double_value(&[]) - 3.0 * RIDGE.sqrt()).abs() < 1e-12);
+            }
+        }
+    }
+
     #[test]
     fn samples_have_the_root_of_the_spread() {
         let moments = Moments::of(&features());

@@ -83,10 +83,10 @@ pub(crate) trait Recipe: AroundOptions + Clone + PartialEq + Serialize {
         Vec::new()
     }
 
-    /// What it makes of those: moments by pass and class.
+    /// What it makes of those: moments by pass and class. Gives what somebody should look at.
     #[cfg(feature = "torch")]
-    fn surveyed(&self, _view: &super::view::View<'_>, _task: usize, _found: &Survey) -> Result<()> {
-        Ok(())
+    fn surveyed(&self, _view: &super::view::View<'_>, _task: usize, _found: &Survey) -> Result<Vec<String>> {
+        Ok(Vec::new())
     }
 
     /// Whether the head lets the features through, in evaluation in place of logits and in training behind them.
@@ -143,12 +143,12 @@ pub trait Sequence {
     #[cfg(feature = "torch")]
     fn surveys(&self, task: usize) -> Vec<u32>;
 
-    /// Takes them.
+    /// Takes them, and gives what somebody should look at.
     ///
     /// # Errors
     /// `INTERNAL` when a planned tensor is not there.
     #[cfg(feature = "torch")]
-    fn surveyed(&self, parts: &crate::Parts<'_>, task: usize, found: &Survey) -> Result<()>;
+    fn surveyed(&self, parts: &crate::Parts<'_>, task: usize, found: &Survey) -> Result<Vec<String>>;
 
     /// Goes on to the next task, after this one has reached these accuracies on the tasks so far. Those that were not
     /// measured are NaN.
@@ -400,7 +400,7 @@ impl<R: Recipe> Sequence for Continual<R> {
     }
 
     #[cfg(feature = "torch")]
-    fn surveyed(&self, parts: &crate::Parts<'_>, task: usize, found: &Survey) -> Result<()> {
+    fn surveyed(&self, parts: &crate::Parts<'_>, task: usize, found: &Survey) -> Result<Vec<String>> {
         self.recipe.surveyed(&super::view::View::of(&self.recipe, parts)?, task, found)
     }
 

@@ -88,7 +88,8 @@ impl AroundOptions for Config {
             return Err(refuse("ema_decay", "must be between 0 and 1, neither of them"));
         }
         if self.num_freeze_epochs >= self.num_epochs {
-            return Err(refuse("num_freeze_epochs", "leaves no epoch in which the module learns a later task"));
+            let why = "leaves no epoch in which the module learns a later task";
+            return Err(refuse("num_freeze_epochs", why).hint("give fewer than `num_epochs`"));
         }
         Ok(())
     }

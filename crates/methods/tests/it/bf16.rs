@@ -1,16 +1,29 @@
 //! A bfloat16 base with float32 adapters.
 
+use std::sync::Arc;
+
+use pleach_methods::{AdapterConfig, MethodKind, find};
 use pleach_nn::Precision;
-use serde_json::json;
+use serde_json::{Value, json};
 use tch::Kind;
 
 use crate::support::{Batch, all, distance, model, moved, parse};
 
+/// Low-rank maps; features that are exponentials; weights of few bits, which small steps must reach.
+fn configs() -> [Arc<dyn AdapterConfig>; 3] {
+    let coded: Value = json!({"bit": 2, "dim": 4});
+    let coded = find(MethodKind::Compress, "adapter_qat").unwrap().parse(coded.as_object().unwrap(), "compress");
+    [
+        parse("lora", &json!({"target_modules": "all-linear"})),
+        parse("snnk", &json!({"kernel": "cos", "num_rfs": 8})),
+        coded.unwrap().into(),
+    ]
+}
+
 #[test]
 fn adapters_stay_float32_on_a_bfloat16_base() {
-    for name in ["llama-lora", "bert-lora"] {
+    for (name, config) in ["llama-lora", "bert-lora"].into_iter().flat_map(|name| configs().map(|config| (name, config))) {
         let (wide, narrow) = (model(name, Precision::Fp32), model(name, Precision::Bf16));
-        let config = parse("lora", &json!({"target_modules": "all-linear"}));
         let (a, b) = (moved(&wide, &config, 1), moved(&narrow, &config, 1));
         let batch = Batch::of(&[6, 4], &[1, 2], Some(6));
         let run = |model: &crate::support::Model, adapter| batch.real(&model.run(&batch, &all(&batch, adapter)));

@@ -71,6 +71,19 @@ fn what_was_merged_can_be_taken_out_again(#[values("llama-lora", "llama-lora-qv-
     assert!(moved.tensors.iter().any(|row| row.state == State::Changed));
 }
 
+/// A step says which model it was trained on: with the adapter folded in, that is another one.
+#[test]
+fn what_was_merged_is_not_merged_again() {
+    let (keep, _, merged) = merged("llama-lora", None);
+    let (adapter, base) = (copy("llama-lora"), case("llama-lora").join("model"));
+    let manifest = json!({"meta": {"base_fingerprint": ModelDir::open(&base).unwrap().fingerprint().unwrap()}});
+    std::fs::write(adapter.path().join("manifest.json"), manifest.to_string()).unwrap();
+    files::merge(&files::open(adapter.path(), &base).unwrap(), &keep.path().join("once"), None).unwrap();
+    let error = files::open(adapter.path(), &merged).unwrap_err();
+    assert_eq!(error.code(), code::ADAPTER_BASE, "{error:?}");
+    assert!(error.hint_text().unwrap().contains("the model that the adapter was trained on"), "{error:?}");
+}
+
 #[test]
 fn what_is_neither_a_sum_nor_a_scaling_stays_in() {
     let (keep, _, to) = merged("boft-butterfly", None);

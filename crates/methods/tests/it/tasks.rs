@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use pleach_base::code;
 use pleach_base::rng::Key;
 use pleach_methods::{Adapter, AdapterConfig, MethodKind, Owner, find};
 use pleach_nn::{Precision, families};
@@ -181,6 +182,24 @@ fn skills_go_on_to_new_tasks_and_a_task_leaves_as_a_lora() {
     save(&model, &one, saved.path());
     let lora = crate::support::imported(&model, saved.path());
     assert_near(&run(&lora, &batch(&[])), &run(&adapter, &batch(&[1, 1])), 1e-5);
+}
+
+/// A model has no tasks of rows: of several, one must be chosen.
+#[test]
+fn a_router_of_several_tasks_is_not_merged() {
+    let model = model("llama-lora", Precision::Fp32);
+    let merged = |options: Value| {
+        moved(&model, &poly(&options), 5).merge(model.config.sites(), &*model.backbone).map(|sites| sites.len())
+    };
+    let error = merged(json!({"task_names": ["x", "y", "z"]})).unwrap_err();
+    assert_eq!(error.code(), code::METHOD_CONFIG);
+    assert!(error.message().starts_with("poly cannot be merged into `model.layers.0.self_attn.q_proj`"), "{error}");
+    assert!(error.hint_text().unwrap().contains("`export_task`"), "{error:?}");
+    assert_eq!(merged(json!({"task_names": ["x", "y", "z"], "export_task": "y"})).unwrap(), 4);
+    assert_eq!(merged(json!({"n_tasks": 1, "task_names": []})).unwrap(), 4);
+    let vl = moved(&model, &vl(&json!({"sharing": "multiple"}), ("bottleneck", json!({}))), 5);
+    let error = vl.merge(model.config.sites(), &*model.backbone).map(drop).unwrap_err();
+    assert_eq!(error.hint_text(), Some("use the adapter unmerged"));
 }
 
 fn save(model: &Model, adapter: &Adapter, folder: &std::path::Path) {

@@ -19,6 +19,7 @@ use super::objective::wrong_head;
 use super::pass::{Mode, PassInput, forward};
 use super::step::Machine;
 use super::task::Task;
+use crate::observer::Level;
 use crate::{agree, lanes};
 
 /// Rows and their classes.
@@ -66,7 +67,9 @@ pub(super) fn end(machine: &Machine<'_>, task: &Task, number: usize) -> Result<(
     let passes = sequence.surveys(number);
     if !passes.is_empty() {
         let found = survey(machine, task, course, number, &passes)?;
-        sequence.surveyed(&parts, number, &found)?;
+        for warning in sequence.surveyed(&parts, number, &found)? {
+            machine.observer.log(Level::Warn, &format!("{}: task {number}: {warning}", task.setup.name));
+        }
     }
     let reached = accuracies(machine, task, course, sequence, number + 1)?;
     sequence.advance(&parts, number, &reached)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use pleach_base::{Result, code};
+use pleach_base::{Error, Result, code};
 use pleach_methods::Keep;
 use pleach_nn::Backbone;
 use pleach_store::tensors::{self, StoredTensor};
@@ -85,8 +85,9 @@ pub(super) fn load(task: &mut Task, files: &BTreeMap<String, Bytes>) -> Result<(
     let state = read_tensors(file(TRAINER_STATE)?).map_err(|error| error.at(TRAINER_STATE))?;
     let params = task.setup.adapter.params();
     let device = params.flatten().device();
-    let flat = task.layout.gather("", &parameters(&adapter, &state)).map_err(|error| error.at(ADAPTER_MODEL))?;
-    let kept = kept(task, &adapter, &state)?;
+    let parameters = parameters(&adapter, &state);
+    let flat = task.layout.gather("", &parameters).map_err(|error| other_options(error.at(ADAPTER_MODEL)))?;
+    let kept = kept(task, &adapter, &state).map_err(other_options)?;
     let mut moments = BTreeMap::new();
     for moment in task.optimizer.moments().into_keys() {
         let gathered = task.layout.gather(&format!("{moment}/"), &state).map_err(|error| error.at(TRAINER_STATE))?;
@@ -109,6 +110,11 @@ pub(super) fn load(task: &mut Task, files: &BTreeMap<String, Bytes>) -> Result<(
     task.state_digest = task.digest()?;
     task.whole = true;
     Ok(())
+}
+
+/// A checkpoint whose tensors are not the adapter's is one of a job with other options.
+fn other_options(error: Error) -> Error {
+    error.hint("the step was trained with other options: restore them, or start a job of another name")
 }
 
 /// The parameters that the adapter's file does not hold as they are, by name, from a trainer's state.

@@ -214,6 +214,44 @@ fn mos_goes_on_from_the_last_adapter_and_never_changes_stored_ones() {
     assert!(prototypes.get(0).equal(&at(STEPS)["mos.prototypes"].get(0)), "the first adapter's, for ever");
 }
 
+/// Two rows of class 5 are cut down to one, and to none.
+#[rstest]
+#[case::one(1, "one row")]
+#[case::none(0, "no row")]
+fn a_class_without_enough_rows_for_a_covariance_is_told(#[case] left: usize, #[case] said: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let job = job(folder.path(), mos());
+    let all = (0..24).map(|number| (number % 6, row(number, 0)));
+    let mut kept = 0;
+    // The others of the class are of its task's other class: as many rows make as many steps.
+    let rows = all.map(|(label, text)| {
+        kept += usize::from(label == 5);
+        if label == 5 && kept > left { text.replace("\"label\":5", "\"label\":4") } else { text }
+    });
+    std::fs::write(folder.path().join("rows.jsonl"), rows.collect::<String>()).unwrap();
+    let (outcome, heard) = run_alone(&job);
+    assert_eq!(outcome.unwrap(), Outcome::Finished);
+    let lines = heard.lines.lock().unwrap();
+    let told: Vec<_> = lines.iter().filter(|line| line.contains("a covariance takes two")).collect();
+    assert!(matches!(told[..], [line] if line.contains(&format!("task 2: class 5 has {said}"))), "{told:?}");
+}
+
+/// A step of other classes than the job's is no beginning for it.
+#[test]
+fn a_checkpoint_of_other_classes_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = job(folder.path(), lae());
+    let (stop, group) = (StopSignal::default(), pleach_comm::local(tch::Device::Cpu));
+    let heard = Arc::new(Heard::draining_at(1, &stop));
+    run(parse(&job), group.as_ref(), 1, &heard, stop).unwrap();
+    job["spec"]["strategy"]["tasks"] = json!([[0, 1, 2], [3, 4, 5]]);
+    let heard = Arc::new(Heard::default());
+    let error = run(parse(&job), group.as_ref(), 2, &heard, StopSignal::default()).unwrap_err();
+    assert_eq!(error.code(), pleach_base::code::ADAPTER_FORMAT, "{error:?}");
+    assert!(error.message().contains("classifier.0.weight has shape [2, 32]"), "{error}");
+    assert!(error.hint_text().unwrap().contains("another name"), "{error:?}");
+}
+
 #[test]
 fn a_sequence_takes_the_epochs_that_the_job_says_and_needs_classes() {
     let folder = tempfile::tempdir().unwrap();

@@ -20,7 +20,8 @@ fn job(folder: &Path, options: &Value) -> Value {
     adapter.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
     job["spec"]["tasks"][0]["adapter"] = adapter;
     job["spec"]["train"]["epochs"] = json!(1);
-    job["spec"]["train"]["optimizer"]["weight_decay"] = json!(0.0);
+    // It acts on differences: what may not move is zero and stays zero.
+    job["spec"]["train"]["optimizer"]["weight_decay"] = json!(0.1);
     job["spec"]["checkpoint"]["every"] = json!(1);
     job["spec"]["checkpoint"]["retention"] = json!({"last": 20});
     job["spec"].as_object_mut().unwrap().remove("eval");

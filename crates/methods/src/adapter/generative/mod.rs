@@ -138,6 +138,7 @@ impl Options for Config {
             Invalid { options: r#"{"tasks": ["translation"]}"#, code: code::METHOD_CONFIG },
             Invalid { options: r#"{"dropout": 1.0}"#, code: code::METHOD_CONFIG },
             Invalid { options: r#"{"svd_dtype": "bfloat16"}"#, code: code::UNKNOWN_KEY },
+            Invalid { options: r#"{"target_modules": ["lm_head"]}"#, code: code::METHOD_CONFIG },
             Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
         ],
         ..Card::ADAPTER

@@ -53,6 +53,7 @@ impl Options for Config {
             Invalid { options: r#"{"adapt_blocks": []}"#, code: code::METHOD_CONFIG },
             Invalid { options: r#"{"adapt_blocks": [0, 1000]}"#, code: code::METHOD_CONFIG },
             Invalid { options: r#"{"adapt_blocks": [0, 0]}"#, code: code::METHOD_CONFIG },
+            Invalid { options: r#"{"adapt_blocks": [1000], "pet_cls": "Prefix"}"#, code: code::METHOD_CONFIG },
             Invalid { options: r#"{"pet_cls": "Prompt"}"#, code: code::METHOD_CONFIG },
             Invalid { options: r#"{"pet_kwargs": {"rank": 3}}"#, code: code::METHOD_CONFIG },
             Invalid { options: r#"{"pet_kwargs": {"down_sample": 0}}"#, code: code::METHOD_CONFIG },

@@ -96,7 +96,9 @@ mod tests {
         let mut weights = base();
         weights.remove("h");
         let part = sft(&[0.3, 0.0, -0.7, 0.0]);
-        assert_eq!(part.apply(&mut weights, 1.0, true).unwrap_err().code(), code::ADAPTER_BASE);
+        let error = part.apply(&mut weights, 1.0, true).unwrap_err();
+        assert_eq!((error.code(), error.message()), (code::ADAPTER_BASE, "tensor `h`: the model has none of this shape"));
+        assert!(error.hint_text().unwrap().contains("without `abs`"));
         part.apply(&mut weights, 1.0, false).unwrap();
     }
 }

@@ -98,7 +98,8 @@ fn check_bins(config: &Config, model: &dyn BackboneConfig) -> Result<()> {
     let info = model.info();
     let most = info.reads.first.fixed_tokens().unwrap_or(info.max_positions);
     if config.image_sample_len as usize > most {
-        return Err(refuse("image_sample_len", &format!("the encoder has {most} tokens at most")));
+        let why = format!("{} bins, and the encoder has {most} tokens at most", config.image_sample_len);
+        return Err(refuse("image_sample_len", &why).hint("give as many bins as it has tokens, or fewer"));
     }
     Ok(())
 }
@@ -118,7 +119,7 @@ fn tensors(config: &Config, sites: &Sites, site: &Site) -> Result<Vec<PlannedTen
     let heads = sites[spot.kv].dims.heads.map_or(1, |heads| heads.query);
     if !width.is_multiple_of(heads) {
         let why = format!("{d} / {} = {width} of `{}` cannot be split into {heads} heads", config.reduction_factor, site.path);
-        return Err(refuse("reduction_factor", &why));
+        return Err(refuse("reduction_factor", &why).hint("heads must divide what is left of the width"));
     }
     let mut all = [map(REDUCE, d, width, normal), map(GATE, d, width, normal), map(OUT, width, d, last)].concat();
     if config.learnable_p {

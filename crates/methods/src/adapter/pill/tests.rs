@@ -55,6 +55,13 @@ fn both_stages_are_phases_of_one_training() {
 }
 
 #[test]
+fn tuning_without_an_aligned_projection_is_noted() {
+    let notes = |stage: Value| config(json!({"stage": stage})).plan(llama(32, 2, 4, 64).as_ref()).unwrap().notes;
+    assert!(notes(json!("tune"))[0].contains("name it with init_from"));
+    assert!(notes(json!("align")).is_empty() && notes(json!(["align", "tune"])).is_empty());
+}
+
+#[test]
 fn blocks_that_make_everything_in_one_map_are_refused() {
     let gpt2 = model(json!({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 100, "n_embd": 16,
                             "n_layer": 1, "n_head": 2, "n_positions": 32}));

@@ -16,11 +16,11 @@ mod export;
 #[cfg(feature = "torch")]
 mod inventory;
 mod options;
-mod plan;
+pub(crate) mod plan;
 #[cfg(feature = "torch")]
 pub(crate) mod routing;
 #[cfg(feature = "torch")]
-mod run;
+pub(crate) mod run;
 #[cfg(test)]
 mod tests;
 
@@ -75,6 +75,7 @@ impl Options for Config {
             Invalid { options: r#"{"mode": "mu"}"#, code: code::METHOD_CONFIG },
             Invalid { options: r#"{"mode": "mu", "inventory": "./a", "n_tasks": 2}"#, code: code::METHOD_CONFIG },
             Invalid { options: r#"{"target_modules": ["no_such_module"]}"#, code: code::TARGET_NOTHING },
+            Invalid { options: r#"{"target_modules": ".*(embed_tokens|word_embeddings)"}"#, code: code::METHOD_CONFIG },
             Invalid { options: r#"{"n_split": 4}"#, code: code::UNKNOWN_KEY },
         ],
         ..Card::ADAPTER

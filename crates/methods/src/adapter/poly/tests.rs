@@ -54,6 +54,13 @@ fn coarser_routers_have_fewer_logits() {
 }
 
 #[test]
+fn widths_that_heads_do_not_divide_are_named() {
+    let error = config(json!({"n_splits": 3})).plan(t5_xl().as_ref()).unwrap_err();
+    assert_eq!(error.code(), code::METHOD_CONFIG);
+    assert!(error.message().starts_with("n_splits: 3 divides not both 2048 and 2048, the widths of `encoder.block.0."));
+}
+
+#[test]
 fn rates_of_logits_are_multiples_of_the_skills() {
     let config = config(json!({"module_logits_learning_rate": 0.5, "adapters_learning_rate": 0.01}));
     let plan = config.plan(t5_xl().as_ref()).unwrap();

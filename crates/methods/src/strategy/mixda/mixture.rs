@@ -1,6 +1,6 @@
 //! Stage 2: frozen domain adapters, a gate at each of their places, and the task's own adapter.
 
-use pleach_base::Result;
+use pleach_base::{Error, Result};
 use pleach_base::rng::Key;
 use pleach_nn::{BackboneConfig, Init, Part, Role, Site};
 use serde_json::{Map, Value, json};
@@ -77,6 +77,12 @@ impl Mixture {
     }
 }
 
+/// An error about `adapters[i]` as one about an adapter that is loaded.
+fn loaded(error: &Error) -> Error {
+    let front = if error.message().starts_with("adapters") { "load_" } else { "" };
+    error.code().error(format!("{front}{}", error.message())).maybe_hint(error.hint_text().map(str::to_owned))
+}
+
 impl HasCard for Mixture {
     fn card(&self) -> &'static Card {
         &super::CARD
@@ -85,7 +91,7 @@ impl HasCard for Mixture {
 
 impl AdapterConfig for Mixture {
     fn plan(&self, model: &dyn BackboneConfig) -> Result<Plan> {
-        let mut plan = compose::plan(&self.options.children(), true, model)?;
+        let mut plan = compose::plan(&self.options.children(), true, model).map_err(|error| loaded(&error))?;
         for (at, _) in &mut plan.begins {
             *at = at.replacen("adapters", "load_adapters", 1);
         }

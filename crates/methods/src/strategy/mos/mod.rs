@@ -233,7 +233,7 @@ impl Recipe for Config {
         view: &crate::continual::view::View<'_>,
         task: usize,
         found: &crate::continual::Survey,
-    ) -> Result<()> {
+    ) -> Result<Vec<String>> {
         run::surveyed(self, view, task, found)
     }
 

@@ -5,7 +5,7 @@ use pleach_base::rng::Key;
 use tch::{Kind, Tensor};
 
 use super::{Config, MEANS, PROTOTYPES, SPREADS, stored};
-use crate::continual::align::{Alignment, Head, root, sample};
+use crate::continual::align::{Alignment, Head, Moments, root, sample};
 use crate::continual::mos::{self, classes_of, cosine, mean_of, merged, retrieve};
 use crate::continual::view::View;
 use crate::continual::{Survey, only};
@@ -50,8 +50,8 @@ pub(super) fn contrast(config: &Config, view: &View<'_>, features: &Tensor) -> R
     Ok(mean * (config.reg * features.size()[0] as f64))
 }
 
-/// Keeps what was found of a task's classes, then aligns the head.
-pub(super) fn surveyed(config: &Config, view: &View<'_>, task: usize, found: &Survey) -> Result<()> {
+/// Keeps what was found of a task's classes, then aligns the head. Gives the classes that have too few rows for a spread.
+pub(super) fn surveyed(config: &Config, view: &View<'_>, task: usize, found: &Survey) -> Result<Vec<String>> {
     let _no_grad = tch::no_grad_guard();
     let [means, spreads, prototypes] = [MEANS, SPREADS, PROTOTYPES].map(|name| view.parts.get(name));
     let (means, spreads, prototypes) = (means?, spreads?, prototypes?);
@@ -65,7 +65,21 @@ pub(super) fn surveyed(config: &Config, view: &View<'_>, task: usize, found: &Su
             prototypes.get(row).copy_(&moments.mean());
         }
     }
-    if task > 0 && config.crct_epochs > 0 { align(config, view, task) } else { Ok(()) }
+    if task > 0 && config.crct_epochs > 0 {
+        align(config, view, task)?;
+    }
+    Ok(view.splits[task].iter().filter_map(|class| few(*class, found.get(&(pass(task), *class))?)).collect())
+}
+
+/// What to say of a class with fewer rows than a covariance needs.
+fn few(class: u32, moments: &Moments) -> Option<String> {
+    let rows = if moments.count < 1.0 { "no row" } else { "one row" };
+    (moments.count < 2.0).then(|| {
+        format!(
+            "class {class} has {rows}, and a covariance takes two: the head is aligned on samples of the least variance \
+             about its mean; give it more rows"
+        )
+    })
 }
 
 /// Trains the head on samples of all classes so far.

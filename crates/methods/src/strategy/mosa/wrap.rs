@@ -74,7 +74,7 @@ impl Split {
     fn check(&self, own: &PlannedTensor) -> Result<()> {
         if (own.numel() as usize) < self.experts() {
             let why = format!("`{}` has only {} entries", own.name, own.numel());
-            return Err(refuse("expert_num", &why));
+            return Err(refuse("expert_num", &why).hint("fewer experts, a wider adapter, or `bias_shared: true`"));
         }
         if own.shape.len() > 2 && self.options.mask_mode != MaskMode::All {
             return Err(refuse("mask_mode", &format!("`{}` is no matrix: only `all` is defined", own.name)));

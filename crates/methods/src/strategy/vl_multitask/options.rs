@@ -168,17 +168,22 @@ impl Config {
         }
     }
 
-    /// Refuses widths that do not come out even.
-    pub(super) fn check_width(&self, model: &dyn BackboneConfig) -> Result<()> {
-        let by = self.reduction_factor as usize;
-        let odd = |site: &&pleach_nn::Site| !site.dims.output.is_multiple_of(by);
-        match model.sites().with_role(Role::SublayerOut).find(odd) {
-            Some(site) => {
-                let why = format!("{by} does not divide {}, the width of `{}`", site.dims.output, site.path);
-                Err(refuse("reduction_factor", &why))
+    /// Refuses widths that do not come out even; `products`: of maps that are sums of Kronecker products.
+    pub(super) fn check_width(&self, model: &dyn BackboneConfig, products: bool) -> Result<()> {
+        let (by, n) = (self.reduction_factor as usize, self.phm_dim as usize);
+        for site in model.sites().with_role(Role::SublayerOut) {
+            let (width, path) = (site.dims.output, &site.path);
+            if !width.is_multiple_of(by) {
+                return Err(refuse("reduction_factor", &format!("{by} does not divide {width}, the width of `{path}`"))
+                    .hint("give a divisor of the width"));
             }
-            None => Ok(()),
+            let inner = width / by;
+            if products && !(width.is_multiple_of(n) && inner.is_multiple_of(n)) {
+                let why = format!("{n} divides not both {width} and {width} / {by} = {inner}, the widths at `{path}`");
+                return Err(refuse("phm_dim", &why).hint("give a divisor of both, or another reduction_factor"));
+            }
         }
+        Ok(())
     }
 
     pub(super) fn check(&self) -> Result<()> {

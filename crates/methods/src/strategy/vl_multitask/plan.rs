@@ -46,11 +46,11 @@ pub(crate) fn shared(sharing: Sharing, part: &str) -> bool {
 pub(super) fn plan(config: &Config, adapter: &dyn AdapterConfig, model: &dyn BackboneConfig) -> Result<Plan> {
     let inner = adapter.plan(model)?;
     let mut plan = if config.sharing == Sharing::Hyper {
-        config.check_width(model)?;
+        config.check_width(model, false)?;
         hyper::plan(config, &inner, model)
     } else {
         if adapter.bottleneck().is_some() {
-            config.check_width(model)?;
+            config.check_width(model, adapter.card().name == "compacter")?;
         }
         replicated(config, inner)
     };
@@ -60,8 +60,11 @@ pub(super) fn plan(config: &Config, adapter: &dyn AdapterConfig, model: &dyn Bac
     if config.train_visual_embedding {
         plan.notes.push(format!("{} reads no visual features: there is no embedding of them to train", model.info().class));
     }
-    if config.tasks.len() > 1 && config.sharing == Sharing::Single && !config.prompts() {
-        plan.notes.push("tasks share everything and have no prompts: the model cannot tell them apart".to_owned());
+    // Prompts that are not empty differ: see `Config::check`.
+    let nameless = config.tasks.iter().filter(|task| !config.prompts() || task.prompt.is_empty()).count();
+    if nameless > 1 && config.sharing == Sharing::Single {
+        let why = format!("{nameless} tasks share everything and have no prompts: the model cannot tell them apart");
+        plan.notes.push(why);
     }
     Ok(plan)
 }

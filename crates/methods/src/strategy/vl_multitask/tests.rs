@@ -92,10 +92,24 @@ fn what_does_not_go_together_is_refused() {
     assert!(refused(json!({}), "ia3").starts_with("sharing: ia3"));
     assert!(refused(json!({"sharing": "share_up"}), "prompt").starts_with("sharing: share_up"));
     assert!(refused(json!({"reduction_factor": 5}), "bottleneck").contains("5 does not divide 768"));
-    assert!(refused(json!({"phm_dim": 5}), "compacter").contains("phm_dim"));
-    let config = wrapped(json!({"use_tasks_prompts": false}), "bottleneck").unwrap();
-    let notes = config.plan(bart_base().as_ref()).unwrap().notes;
-    assert!(notes.iter().any(|note| note.contains("cannot tell them apart")), "{notes:?}");
+    assert!(refused(json!({"phm_dim": 5}), "compacter").starts_with("phm_dim: 5 divides not both 768"));
+    // 64 divides the width, but not that of the bottleneck, 96.
+    assert!(refused(json!({"phm_dim": 64}), "compacter").starts_with("phm_dim: 64 divides not both 768"));
+    assert!(wrapped(json!({"phm_dim": 64}), "bottleneck").unwrap().plan(bart_base().as_ref()).is_ok());
+}
+
+#[test]
+fn tasks_that_nothing_tells_apart_are_noted() {
+    let notes = |more: Value| {
+        let notes = wrapped(more, "bottleneck").unwrap().plan(bart_base().as_ref()).unwrap().notes;
+        notes.into_iter().filter(|note| note.contains("cannot tell them apart")).collect::<Vec<_>>()
+    };
+    assert!(notes(json!({})).is_empty());
+    assert!(notes(json!({"use_tasks_prompts": false}))[0].starts_with("4 tasks"));
+    let unprompted = json!({"tasks": [{"name": "a", "prompt": "a: "}, {"name": "b"}, {"name": "c"}]});
+    assert!(notes(unprompted)[0].starts_with("2 tasks"));
+    assert!(notes(json!({"tasks": [{"name": "a", "prompt": "a: "}, {"name": "b"}]})).is_empty());
+    assert!(notes(json!({"use_tasks_prompts": false, "sharing": "multiple"})).is_empty());
 }
 
 #[test]
