@@ -7,12 +7,13 @@ use std::fmt::Debug;
 
 use pleach_base::{Error, Result, code};
 use pleach_nn::BackboneConfig;
+use pleach_spec::job::RowTasks;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{RouterOptions, Source};
 use crate::adapter::compose::{self, Child};
-use crate::adapter::{AdapterConfig, Export, HasCard, Virtual};
+use crate::adapter::{AdapterConfig, Export, HasCard, Owner, Virtual};
 use crate::card::Card;
 use crate::plan::{Plan, PlannedTensor};
 
@@ -99,7 +100,21 @@ impl<C: RouterOptions + Serialize> AdapterConfig for Mixture<C> {
     }
 
     fn lr_scale(&self, tensor: &PlannedTensor) -> f64 {
-        compose::lr_scale(&self.experts, tensor)
+        match compose::owner(&self.experts, tensor) {
+            Some(_) => compose::lr_scale(&self.experts, tensor),
+            None => self.own.lr_scale(tensor),
+        }
+    }
+
+    fn row_tasks(&self) -> Option<RowTasks> {
+        self.own.row_tasks()
+    }
+
+    fn owner(&self, tensor: &PlannedTensor) -> Owner {
+        match compose::owner(&self.experts, tensor) {
+            Some(_) => Owner::All,
+            None => self.own.owner(tensor),
+        }
     }
 
     fn sums(&self, plan: &Plan) -> Option<[usize; 2]> {

@@ -25,6 +25,7 @@ use std::marker::PhantomData;
 
 use pleach_base::Result;
 use pleach_nn::BackboneConfig;
+use pleach_spec::job::RowTasks;
 use schemars::{JsonSchema, Schema, schema_for};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -34,10 +35,10 @@ pub use experts::{Expert, fetched, is_remote};
 pub use options::{Experts, Train};
 
 use crate::adapter::compose::Child;
-use crate::adapter::{ABOUT, AdapterConfig, Routing};
+use crate::adapter::{ABOUT, AdapterConfig, Owner, Routing};
 use crate::card::Card;
 use crate::options::{typed, under};
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedTensor};
 use crate::registry::Method;
 use mixture::Mixture;
 
@@ -51,6 +52,7 @@ macro_rules! registry {
 
 registry! {
     loramoe,
+    mhr,
     mixlora,
     xlora,
 }
@@ -138,6 +140,21 @@ pub trait RouterOptions: Debug + Clone + Send + Sync + Serialize + DeserializeOw
     /// As [`AdapterConfig::routing`].
     fn routing(&self, _plan: &Plan, _experts: &[String], _sums: &[f64]) -> Option<Routing> {
         None
+    }
+
+    /// As [`AdapterConfig::row_tasks`].
+    fn row_tasks(&self) -> Option<RowTasks> {
+        None
+    }
+
+    /// As [`AdapterConfig::owner`], of the router's own tensors.
+    fn owner(&self, _tensor: &PlannedTensor) -> Owner {
+        Owner::All
+    }
+
+    /// As [`AdapterConfig::lr_scale`], of the router's own tensors.
+    fn lr_scale(&self, _tensor: &PlannedTensor) -> f64 {
+        1.0
     }
 
     /// The hooks; `experts` are those of each expert.

@@ -48,6 +48,8 @@ fn a_mixture_of_equal_experts_is_one_of_them() {
         ("mixlora", json!({"num_experts": 3, "top_k": 1, "router_init_range": 0.5})),
         ("loramoe", json!({"num_experts": 3})),
         ("xlora", json!({"num_experts": 3})),
+        ("mhr", json!({"num_experts": 3})),
+        ("mhr", json!({"num_experts": 3, "n_splits": 4, "router_granularity": "blockwise"})),
     ] {
         let config = mixture(router, options, Expert::copies("lora", &lora(), 3)).unwrap();
         let many = fresh(&model, &config, Key::seed(5));
@@ -202,4 +204,134 @@ fn experts_that_cannot_be_mixed_are_refused() {
     };
     assert!(refused("prompt", json!({"num_virtual_tokens": 3})).contains("experts"));
     assert!(refused("bottleneck", json!({})).contains("cannot be routed"));
+}
+
+/// Two LoRA folders that act at other maps and with other scales, and what they add alone.
+fn folders(model: &Model, folder: &Path) -> (Vec<Expert>, Vec<Adapter>) {
+    let options = [
+        json!({"r": 2, "target_modules": ["q_proj", "down_proj"], "lora_alpha": 4, "lora_dropout": 0.5}),
+        json!({"r": 2, "target_modules": ["q_proj", "v_proj"], "lora_alpha": 1}),
+    ];
+    let make = |(number, options): (usize, &Value)| {
+        let adapter = moved(model, &parse("lora", options), number as u64);
+        let at = folder.join(format!("expert-{number}"));
+        saved(model, &adapter, &at);
+        (Expert::of_folder(format!("e{number}"), &at, "somewhere").unwrap(), adapter)
+    };
+    options.iter().enumerate().map(make).unzip()
+}
+
+/// Sets all logits `[tasks, parts * experts]`.
+fn route(adapter: &Adapter, logits: &Tensor) {
+    for (_, leaf) in adapter.params().iter().filter(|(name, _)| name.ends_with("module_logits")) {
+        leaf.detach().copy_(logits);
+    }
+}
+
+fn tasks(batch: crate::support::Batch, tasks: &[u32]) -> crate::support::Batch {
+    crate::support::Batch { layout: batch.layout.of_tasks(tasks.to_vec()), ..batch }
+}
+
+/// A task that has all of one expert is that expert, its scale and the maps where it does not act included, whatever the
+/// other rows of the batch do; logits alone are trained.
+#[test]
+fn a_task_that_is_routed_to_one_expert_is_that_expert() {
+    let (model, folder) = (llama(), tempfile::tempdir().unwrap());
+    let (experts, alone) = folders(&model, folder.path());
+    for parts in [1, 4] {
+        let options = json!({"experts": ["a", "b"], "n_splits": parts, "task_names": ["x", "y", "new"]});
+        let adapter = fresh(&model, &mixture("mhr", options, experts.clone()).unwrap(), Key::seed(9));
+        assert!(adapter.params().iter().all(|(name, _)| name.ends_with(".poly_router.module_logits")));
+        let row = |to: [f32; 2]| Tensor::from_slice(&to).repeat([parts]);
+        route(&adapter, &Tensor::stack(&[row([40.0, -40.0]), row([-40.0, 40.0]), row([0.0, 0.0])], 0));
+        for width in [Some(7), None] {
+            for train in [false, true] {
+                let batch = tasks(model.batch(&[6, 4, 5], width), &[1, 0, 2]);
+                let run = |adapter: &Adapter, batch: &crate::support::Batch, train| {
+                    model.run_at(batch, &all(batch, adapter), train, 3)
+                };
+                let mixed = run(&adapter, &batch, train);
+                let of = |output: &Tensor, row: usize| match width {
+                    Some(_) => output.get(row as i64).narrow(0, 0, [6, 4, 5][row]),
+                    None => output.narrow(0, [0, 6, 10][row], [6, 4, 5][row]),
+                };
+                let apart = |row: usize, expert: usize| {
+                    distance(&of(&mixed, row), &of(&run(&alone[expert], &batch, false), row))
+                };
+                // Training drops nothing of an expert.
+                assert!(apart(0, 1) < 1e-5 && apart(1, 0) < 1e-5, "{parts} parts: {} {}", apart(0, 1), apart(1, 0));
+                assert!(apart(0, 0) > 1e-3 && apart(2, 0) > 1e-4 && apart(2, 1) > 1e-4);
+            }
+        }
+    }
+}
+
+/// Factors are averaged, not results: with equal weights it is the LoRA of the averages.
+#[test]
+fn a_mixture_of_factors_is_the_lora_of_their_averages() {
+    let (model, folder) = (llama(), tempfile::tempdir().unwrap());
+    let (experts, alone) = folders(&model, folder.path());
+    let adapter = fresh(&model, &mixture("mhr", json!({"experts": ["a", "b"]}), experts).unwrap(), Key::seed(9));
+    route(&adapter, &Tensor::zeros([1, 2], (Kind::Float, tch::Device::Cpu)));
+    let options = json!({"r": 2, "lora_alpha": 2, "target_modules": ["q_proj", "v_proj", "down_proj"]});
+    let average = fresh(&model, &parse("lora", &options), Key::seed(1));
+    for (name, leaf) in average.params().iter() {
+        let scales = if name.contains("lora_B") { [2.0, 0.5] } else { [1.0, 1.0] };
+        let parts = alone.iter().zip(scales).filter_map(|(expert, scale)| Some(expert.params().get(name)? * (scale / 2.0)));
+        let sum = parts.reduce(|sum, part| sum + part).unwrap();
+        tch::no_grad(|| leaf.detach().copy_(&sum));
+    }
+    let batch = model.batch(&[6, 4, 5], None);
+    let run = |adapter: &Adapter| model.run(&batch, &all(&batch, adapter));
+    assert_near(&run(&adapter), &run(&average), 1e-5);
+    let results = (run(&alone[0]) + run(&alone[1])) / 2.0;
+    assert!(distance(&results, &run(&adapter)) > 1e-4, "the average of results is something else");
+}
+
+#[test]
+fn one_task_of_a_router_is_merged() {
+    let (model, folder) = (llama(), tempfile::tempdir().unwrap());
+    let (experts, _) = folders(&model, folder.path());
+    let options = |more: Value| {
+        let mut options = json!({"experts": ["a", "b"], "n_splits": 2, "task_names": ["x", "y"]});
+        options.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        options
+    };
+    let build = |more| moved(&model, &mixture("mhr", options(more), experts.clone()).unwrap(), 4);
+    let error = build(json!({})).merge(model.config.sites(), &*model.backbone).map(drop).unwrap_err();
+    assert!(error.code() == code::METHOD_CONFIG && error.hint_text().unwrap().contains("`export_task`"), "{error:?}");
+    let adapter = build(json!({"export_task": "y"}));
+    let mut merged = pleach_nn::Replaced::default();
+    for (site, weights) in adapter.merge(model.config.sites(), &*model.backbone).unwrap() {
+        merged.insert(site, weights);
+    }
+    let batch = tasks(model.batch(&[6, 4], None), &[1, 1]);
+    let found = model.run(&batch, &[pleach_nn::Group { rows: 0..2, hooks: &merged }]);
+    assert_near(&found, &model.run(&batch, &all(&batch, &adapter)), 3e-5);
+    let other = tasks(model.batch(&[6, 4], None), &[0, 0]);
+    assert!(distance(&found, &model.run(&other, &all(&other, &adapter))) > 1e-4);
+}
+
+#[test]
+fn experts_whose_factors_have_no_average_are_refused() {
+    let model = model("llama-lora", Precision::Fp32);
+    let refused = |experts: [(&str, Value); 2]| {
+        let experts = experts.into_iter().flat_map(|(method, options)| {
+            Expert::copies(method, options.as_object().unwrap(), 1)
+        });
+        let named = experts.enumerate().map(|(number, mut expert)| {
+            expert.child.name = format!("e{number}");
+            expert
+        });
+        let made = mixture("mhr", json!({"num_experts": 2}), named.collect());
+        let error = made.and_then(|config| config.plan(&*model.config)).unwrap_err();
+        assert_eq!(error.code(), code::METHOD_CONFIG, "{error:?}");
+        assert!(error.hint_text().is_some_and(|hint| hint.contains("experts")), "{error:?}");
+        error.message().to_owned()
+    };
+    let lora = |r: u32| ("lora", json!({"r": r, "target_modules": ["q_proj"]}));
+    assert!(refused([lora(2), lora(3)]).starts_with("experts[1]: is of rank 3, one before it of rank 2, at `model."));
+    let dora = ("lora", json!({"r": 2, "target_modules": ["q_proj"], "use_dora": true}));
+    assert!(refused([dora, lora(2)]).starts_with("experts[0]: does more than"));
+    assert!(refused([lora(2), ("ia3", json!({}))]).starts_with("experts[1]: has no factors of LoRA"));
 }

@@ -164,6 +164,54 @@ fn a_router_learns_over_the_tasks_of_its_job_when_they_are_done() {
     assert_ne!(over.digests[0], over.digests[2], "the classifier learns");
 }
 
+/// A task of rows that nobody knew learns its routing over experts that were published, at a rate of its own; experts and
+/// what other tasks have learnt stay as they are.
+#[test]
+fn a_new_task_learns_its_routing_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = over_tasks(folder.path(), &json!({"method": "mhr", "experts": ["a", "b"], "name": "mix"}));
+    job["spec"]["tasks"].as_array_mut().unwrap().pop();
+    // Factors have an average when they are of one rank.
+    let lora = json!({"method": "lora", "r": 2, "target_modules": ["q_proj", "v_proj"]});
+    job["spec"]["tasks"][0]["adapter"] = lora.clone();
+    job["spec"]["tasks"][1]["adapter"] = lora;
+    assert_eq!(format!("{:?}", run_alone(&job).0.unwrap()), "Finished");
+    let store = folder.path().join("store");
+    let step = |task: &str| store.join(format!("default/tiny/{task}/steps/00000003-g0001"));
+    let router = json!({"method": "mhr", "experts": [step("a"), step("b")], "task_names": ["x", "y", "new"], "n_splits": 2});
+    job["spec"]["tasks"] = json!([{"name": "over", "adapter": router}]);
+    let rows = (0..20).map(|row| {
+        let mut fields: Value = serde_json::from_str(&crate::fixture::lm_row(row, 0)).unwrap();
+        fields["task"] = json!("new");
+        format!("{fields}\n")
+    });
+    std::fs::write(folder.path().join("train.jsonl"), rows.collect::<String>()).unwrap();
+    job["spec"].as_object_mut().unwrap().remove("eval");
+    job["spec"]["checkpoint"] =
+        json!({"store": folder.path().join("over"), "every": 1, "max_lag": 1, "retention": {"last": 9}});
+    let (outcome, heard) = run_alone(&job);
+    assert_eq!(format!("{:?}", outcome.unwrap()), "Finished");
+    let read = |path: &Path| -> std::collections::BTreeMap<String, tch::Tensor> {
+        tch::Tensor::read_safetensors(path.join("adapter_model.safetensors")).unwrap().into_iter().collect()
+    };
+    let at = |number: u64| folder.path().join(format!("over/default/tiny/over/steps/{number:08}-g0001"));
+    let (first, last) = (read(&at(1)), read(&at(3)));
+    for (expert, task) in ["a", "b"].into_iter().enumerate() {
+        for (name, value) in read(&step(task)) {
+            assert!(last[&format!("e{expert}.{name}")].equal(&value), "{task} {name}");
+        }
+    }
+    let logits: Vec<_> = last.keys().filter(|name| name.ends_with("module_logits")).collect();
+    assert_eq!(logits.len(), 4, "queries and values of two blocks");
+    for name in logits {
+        let moved = |task: i64| (first[name].get(task) - last[name].get(task)).abs().max().double_value(&[]);
+        assert_eq!((moved(0), moved(1)), (0.0, 0.0), "{name}");
+        // A hundred times the task's rate, twice.
+        let rate = heard.steps.lock().unwrap()[1].learning_rate;
+        assert!(moved(2) > 50.0 * rate && moved(2) < 210.0 * rate, "{name}: {} at {rate}", moved(2));
+    }
+}
+
 #[test]
 fn an_interruption_of_a_router_over_tasks_leaves_no_trace() {
     let folder = tempfile::tempdir().unwrap();

@@ -39,7 +39,13 @@ fn job(folder: &Path, which: &str) -> Value {
         json!({"method": "vl_multitask", "sharing": sharing, "reduction_factor": 4, "task_embedding_dim": 6, "hidden": 5,
                "use_tasks_prompts": false, "tasks": [{"name": "a"}, {"name": "b", "batch_ratio": 0.5}, {"name": "c"}]})
     };
+    if which == "router" {
+        let router = json!({"method": "mhr", "num_experts": 3, "n_splits": 2, "task_names": ["a", "b", "c"],
+                            "module_logits_relaxed_bernoulli": true, "adapters_learning_rate": 5e-2});
+        spec.insert("router".to_owned(), router);
+    }
     let (adapter, strategy) = match which {
+        "router" => (json!({"method": "lora", "r": 2}), None),
         "poly" => (
             json!({"method": "poly", "r": 2, "n_skills": 3, "n_splits": 2, "task_names": ["a", "b", "c"],
                    "module_logits_relaxed_bernoulli": true}),
@@ -55,7 +61,9 @@ fn job(folder: &Path, which: &str) -> Value {
 }
 
 #[rstest]
-fn any_number_of_ranks_and_an_interruption(#[values("poly", "single", "multiple", "share_up", "hyper")] which: &str) {
+fn any_number_of_ranks_and_an_interruption(
+    #[values("poly", "router", "single", "multiple", "share_up", "hyper")] which: &str,
+) {
     let folder = tempfile::tempdir().unwrap();
     let [one, two, cut] = ["one", "two", "cut"].map(|name| folder.path().join(name));
     for folder in [&one, &two, &cut] {
@@ -87,7 +95,7 @@ fn any_number_of_ranks_and_an_interruption(#[values("poly", "single", "multiple"
 /// What belongs to a task without rows in a step does not move, though there are momenta and decay; what belongs to one
 /// with rows does, and counts its own updates.
 #[rstest]
-fn absent_tasks_are_left_as_they_are(#[values("poly", "multiple")] which: &str) {
+fn absent_tasks_are_left_as_they_are(#[values("poly", "router", "multiple")] which: &str) {
     tch::set_num_threads(1);
     let folder = tempfile::tempdir().unwrap();
     let job = parse(&job(folder.path(), which));

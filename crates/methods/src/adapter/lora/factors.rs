@@ -109,6 +109,12 @@ mod imp {
             })
         }
 
+        /// `A` and `s B` of a linear map, where they are all that is added.
+        pub(in super::super) fn pair(&self) -> Option<(Tensor, Tensor)> {
+            let all = matches!(self.role, Role::Linear | Role::Head) && self.bias.is_none() && self.start.is_none();
+            all.then(|| (self.a.shallow_clone(), &self.b * self.scaling))
+        }
+
         /// Whether the product is the frozen operation with other weights.
         pub(in super::super) fn reruns(&self) -> bool {
             matches!(self.role, Role::Conv | Role::Experts)

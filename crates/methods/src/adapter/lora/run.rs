@@ -102,4 +102,8 @@ impl SiteMethod for Lora {
     fn adds(&self) -> bool {
         true
     }
+
+    fn low_rank(&self) -> Option<(Tensor, Tensor)> {
+        self.factors.pair()
+    }
 }

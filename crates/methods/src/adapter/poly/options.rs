@@ -157,7 +157,7 @@ impl Config {
         own == Self::default()
     }
 
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         for (field, value) in
             [("r", self.r), ("n_skills", self.n_skills), ("n_splits", self.n_splits), ("n_tasks", self.n_tasks)]
         {

@@ -30,10 +30,7 @@ pub(super) fn plan(config: &Config, model: &dyn BackboneConfig) -> Result<Plan> 
 fn skills(config: &Config, site: &Site) -> Result<[PlannedTensor; 2]> {
     let [q, s, r] = [config.n_splits, config.n_skills, config.r].map(|n| n as usize);
     let (input, output) = (site.dims.input, site.dims.output);
-    if !(input.is_multiple_of(q) && output.is_multiple_of(q)) {
-        let why = format!("{q} divides not both {input} and {output}, the widths of `{}`", site.path);
-        return Err(refuse("n_splits", &why));
-    }
+    divides(config, site)?;
     let bound = match config.a_init {
         AInit::Mttl => (1.0 / (3.0 * input as f32)).sqrt(),
         AInit::Peft => (q as f32 / input as f32).sqrt(),
@@ -48,8 +45,21 @@ fn skills(config: &Config, site: &Site) -> Result<[PlannedTensor; 2]> {
     ])
 }
 
+/// Refuses a site whose widths cannot be cut into so many parts.
+///
+/// # Errors
+/// `METHOD_CONFIG`.
+pub(crate) fn divides(config: &Config, site: &Site) -> Result<()> {
+    let (q, input, output) = (config.n_splits as usize, site.dims.input, site.dims.output);
+    if input.is_multiple_of(q) && output.is_multiple_of(q) {
+        return Ok(());
+    }
+    let why = format!("{q} divides not both {input} and {output}, the widths of `{}`", site.path);
+    Err(refuse("n_splits", &why).hint("give a divisor of all widths, or leave this module out"))
+}
+
 /// The logits that a site shares with those of its bin behind it.
-fn logits(config: &Config, site: &Site) -> PlannedTensor {
+pub(crate) fn logits(config: &Config, site: &Site) -> PlannedTensor {
     let name = format!("base_model.model.{}.poly_router.{LOGITS}", site.path);
     let shape = [config.tasks() as usize, (config.n_splits * config.n_skills) as usize];
     let known = config.inventory.is_some() && !config.task_names.is_empty();

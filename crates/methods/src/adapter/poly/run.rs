@@ -17,6 +17,11 @@ const EDGE: f32 = f32::EPSILON;
 
 struct Poly {
     skills: Skills,
+    routing: Routing,
+}
+
+/// How the rows of a map get weights: all but the skills.
+pub(crate) struct Routing {
     /// `[tasks, q S]`; none without a router.
     logits: Option<Tensor>,
     rule: Rule,
@@ -31,6 +36,22 @@ pub(super) fn hooks(config: &Config, parts: &Parts<'_>) -> Result<Hooks> {
     let routers = routers(config, parts);
     at_sites(parts, |site| {
         let tensor = |name| parts.part(site.id, name).map(Tensor::shallow_clone);
+        let skills = Skills { a: tensor(A)?, b: tensor(B)?, scale: config.scaling() };
+        Ok(Poly { skills, routing: Routing::at(config, parts, &routers, site)? })
+    })
+}
+
+impl Routing {
+    /// That of a site, whose logits are in `routers`.
+    ///
+    /// # Errors
+    /// `INTERNAL` when they are not there.
+    pub(crate) fn at(
+        config: &Config,
+        parts: &Parts<'_>,
+        routers: &BTreeMap<String, &str>,
+        site: &Site,
+    ) -> Result<Self> {
         let missing = || code::INTERNAL.error(format!("`{}` has no router", site.path));
         let logits = match config.mode {
             Mode::Mu => None,
@@ -40,19 +61,18 @@ pub(super) fn hooks(config: &Config, parts: &Parts<'_>) -> Result<Hooks> {
             }
         };
         let key = parts.key.named("poly_bernoulli").named(&site.path);
-        Ok(Poly {
-            skills: Skills { a: tensor(A)?, b: tensor(B)?, scale: config.scaling() },
+        Ok(Self {
             logits,
             rule: Rule::of(config),
             bernoulli: config.module_logits_relaxed_bernoulli.then_some(key),
             dropout: Dropout::new(config.module_logits_dropout, parts.key, "poly_dropout", &site.path),
             chosen: config.chosen(),
         })
-    })
+    }
 }
 
 /// Name of the logits of each bin.
-fn routers<'a>(config: &Config, parts: &Parts<'a>) -> BTreeMap<String, &'a str> {
+pub(crate) fn routers<'a>(config: &Config, parts: &Parts<'a>) -> BTreeMap<String, &'a str> {
     let own = parts.plan.tensors.iter().filter(|tensor| tensor.part == LOGITS);
     own.map(|tensor| (bin(config.router_granularity, parts.site(tensor.site)), tensor.name.as_str())).collect()
 }
@@ -70,11 +90,11 @@ pub(super) fn weights_of(config: &Config, parts: &Parts<'_>, site: &Site, task: 
     }
 }
 
-impl Poly {
+impl Routing {
     /// Weights of the rows, `[b, q, S]`, or `[1, q, S]` where all rows have the same.
-    fn weights(&self, cx: &SiteCx<'_>) -> Tensor {
-        let (q, s) = (self.skills.a.size()[0], self.skills.a.size()[1]);
-        let Some(logits) = &self.logits else { return alike(q, s, &self.skills.a) };
+    fn weights(&self, cx: &SiteCx<'_>, skills: &Skills) -> Tensor {
+        let (q, s) = (skills.a.size()[0], skills.a.size()[1]);
+        let Some(logits) = &self.logits else { return alike(q, s, &skills.a) };
         let draws = self.draws(cx, q, s);
         let one = draws.uniform.is_none() && draws.keep.is_none();
         let tasks = tasks(cx.layout, self.chosen.unwrap_or_default());
@@ -104,17 +124,31 @@ impl Poly {
         Draws { uniform, keep }
     }
 
-    fn added(&self, cx: &SiteCx<'_>, x: &Tensor) -> Tensor {
+    /// What is added for the inputs `x` `[.., in]`: `[.., out]`, float32.
+    pub(crate) fn added(&self, cx: &SiteCx<'_>, skills: &Skills, x: &Tensor) -> Tensor {
         let x = x.to_kind(Kind::Float);
-        let weights = self.weights(cx);
+        let weights = self.weights(cx, skills);
         if weights.size()[0] == 1 {
-            let (a, b) = self.skills.lora(&weights);
-            return x.matmul(&a).matmul(&b) * self.skills.scale;
+            let (a, b) = skills.lora(&weights);
+            return x.matmul(&a).matmul(&b) * skills.scale;
         }
         match cx.layout.form() {
-            Form::Padded { .. } => rows_alike(&self.skills, &x, &weights),
-            Form::Packed { .. } => packed(&self.skills, cx.layout, &x, &weights),
+            Form::Padded { .. } => rows_alike(skills, &x, &weights),
+            Form::Packed { .. } => packed(skills, cx.layout, &x, &weights),
         }
+    }
+
+    /// What is added to the weight `[out, in]` for the chosen task, or the only one; without a router of the average skill.
+    /// `None` when there are several tasks and none is chosen.
+    pub(crate) fn delta(&self, skills: &Skills) -> Option<Tensor> {
+        let (q, s) = (skills.a.size()[0], skills.a.size()[1]);
+        let weights = match &self.logits {
+            None => alike(q, s, &skills.a),
+            Some(logits) => {
+                self.rule.weights(&of_tasks(logits, &[i64::from(self.chosen?)], q), &Draws::default())
+            }
+        };
+        Some(skills.delta(&weights))
     }
 }
 
@@ -151,24 +185,15 @@ fn packed(skills: &Skills, layout: &Layout, x: &Tensor, weights: &Tensor) -> Ten
 
 impl SiteHook for Poly {
     fn after(&self, cx: &SiteCx<'_>, x: &[Tensor], y: Vec<Tensor>) -> Vec<Tensor> {
-        let added = self.added(cx, &x[0]);
+        let added = self.routing.added(cx, &self.skills, &x[0]);
         y.iter().map(|y| (y + &added).to_kind(y.kind())).collect()
     }
 }
 
 impl SiteMethod for Poly {
-    /// Of the chosen task, or the only one; without a router of the average skill.
     fn merged(&self, site: &Site, base: &OpWeights) -> Option<OpWeights> {
         let _no_grad = tch::no_grad_guard();
-        let (q, s) = (self.skills.a.size()[0], self.skills.a.size()[1]);
-        let weights = match (&self.logits, self.chosen) {
-            (None, _) => alike(q, s, &self.skills.a),
-            (Some(logits), Some(task)) => {
-                self.rule.weights(&of_tasks(logits, &[i64::from(task)], q), &Draws::default())
-            }
-            (Some(_), None) => return None,
-        };
-        Some(linear_delta(site, base, &self.skills.delta(&weights)))
+        Some(linear_delta(site, base, &self.routing.delta(&self.skills)?))
     }
 
     fn adds(&self) -> bool {
