@@ -22,7 +22,9 @@ fn configs() -> [Arc<dyn AdapterConfig>; 3] {
 
 #[test]
 fn adapters_stay_float32_on_a_bfloat16_base() {
-    for (name, config) in ["llama-lora", "bert-lora"].into_iter().flat_map(|name| configs().map(|config| (name, config))) {
+    for (name, config) in
+        ["llama-lora", "bert-lora"].into_iter().flat_map(|name| configs().map(|config| (name, config)))
+    {
         let (wide, narrow) = (model(name, Precision::Fp32), model(name, Precision::Bf16));
         let (a, b) = (moved(&wide, &config, 1), moved(&narrow, &config, 1));
         let batch = Batch::of(&[6, 4], &[1, 2], Some(6));

@@ -277,7 +277,8 @@ fn a_mixture_of_factors_is_the_lora_of_their_averages() {
     let average = fresh(&model, &parse("lora", &options), Key::seed(1));
     for (name, leaf) in average.params().iter() {
         let scales = if name.contains("lora_B") { [2.0, 0.5] } else { [1.0, 1.0] };
-        let parts = alone.iter().zip(scales).filter_map(|(expert, scale)| Some(expert.params().get(name)? * (scale / 2.0)));
+        let parts =
+            alone.iter().zip(scales).filter_map(|(expert, scale)| Some(expert.params().get(name)? * (scale / 2.0)));
         let sum = parts.reduce(|sum, part| sum + part).unwrap();
         tch::no_grad(|| leaf.detach().copy_(&sum));
     }
@@ -316,9 +317,8 @@ fn one_task_of_a_router_is_merged() {
 fn experts_whose_factors_have_no_average_are_refused() {
     let model = model("llama-lora", Precision::Fp32);
     let refused = |experts: [(&str, Value); 2]| {
-        let experts = experts.into_iter().flat_map(|(method, options)| {
-            Expert::copies(method, options.as_object().unwrap(), 1)
-        });
+        let experts =
+            experts.into_iter().flat_map(|(method, options)| Expert::copies(method, options.as_object().unwrap(), 1));
         let named = experts.enumerate().map(|(number, mut expert)| {
             expert.child.name = format!("e{number}");
             expert

@@ -178,7 +178,8 @@ fn a_new_task_learns_its_routing_alone() {
     assert_eq!(format!("{:?}", run_alone(&job).0.unwrap()), "Finished");
     let store = folder.path().join("store");
     let step = |task: &str| store.join(format!("default/tiny/{task}/steps/00000003-g0001"));
-    let router = json!({"method": "mhr", "experts": [step("a"), step("b")], "task_names": ["x", "y", "new"], "n_splits": 2});
+    let router =
+        json!({"method": "mhr", "experts": [step("a"), step("b")], "task_names": ["x", "y", "new"], "n_splits": 2});
     job["spec"]["tasks"] = json!([{"name": "over", "adapter": router}]);
     let rows = (0..20).map(|row| {
         let mut fields: Value = serde_json::from_str(&crate::fixture::lm_row(row, 0)).unwrap();
