@@ -24,6 +24,7 @@ pages! {
     p02_snnk,
     p06_generative,
     p08_vl_adapter,
+    p10_mixda,
     p13_mosa,
     p14_sparse,
     p20_p_adapter,

@@ -35,6 +35,9 @@ struct Args {
     /// The first N seeds at all steps: shows which way a page goes, and writes nothing
     #[arg(long, value_name = "N")]
     seeds: Option<u64>,
+    /// The first seed, for choices that must not be made on a page's own seeds, which begin at 0; writes nothing
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    from: u64,
     /// Folder of the pages that are written
     #[arg(long, default_value = "docs/papers")]
     docs: PathBuf,
@@ -78,8 +81,9 @@ fn all(args: &Args) -> Result<bool> {
     let pages = chosen(&args.pages)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let device = if args.gpu { gpu()? } else { Device::Cpu };
-    let options = Options { device, threads: args.threads.unwrap_or(cores), reduced: args.reduced, seeds: args.seeds };
-    let writes = !args.reduced && !args.dry && args.seeds.is_none();
+    let (threads, reduced, seeds, from) = (args.threads.unwrap_or(cores), args.reduced, args.seeds, args.from);
+    let options = Options { device, threads, reduced, seeds, from };
+    let writes = !args.reduced && !args.dry && args.seeds.is_none() && from == 0;
     let mut outcomes = Vec::new();
     for page in pages {
         let told = |seed: u64, seconds: f64| eprintln!("page {:02} seed {seed}: {seconds:.1} s", page.number);
@@ -98,7 +102,7 @@ fn all(args: &Args) -> Result<bool> {
     if args.output == Output::Json {
         println!("{}", serde_json::to_string_pretty(&outcomes).unwrap_or_default());
     }
-    Ok(args.reduced || args.seeds.is_some() || outcomes.iter().all(Outcome::explained))
+    Ok(args.reduced || args.seeds.is_some() || from > 0 || outcomes.iter().all(Outcome::explained))
 }
 
 fn chosen(numbers: &[u32]) -> Result<Vec<&'static Page>> {

@@ -2,16 +2,15 @@
 //! skills, and a new task needs the routing alone.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use pleach_base::rng::Key;
 use pleach_base::{Result, ResultExt as _, code};
-use pleach_methods::{Adapter, Export};
-use pleach_nn::{Backbone, OutTensor, write_tensors};
+use pleach_methods::Adapter;
+use pleach_nn::Backbone;
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
-use crate::kit::{Act, Data, Mlp, Recipe, Shape, Tasked, adapter, normal};
+use crate::kit::{Act, Data, Mlp, Recipe, Shape, Tasked, adapter, normal, save};
 use crate::page::{Arm, At, Cx, Margin, Measure, Need, Page, SEEDS, Scores, Than};
 
 pub(super) const PAGE: Page = Page {
@@ -176,13 +175,4 @@ fn trained_on(cx: &Cx, model: &Mlp, shared: &Adapter, few: &Tasked, clear: &Task
         shared.params().unflatten(&begun)?;
     }
     Ok(best)
-}
-
-/// Writes an adapter's folder.
-fn save(model: &Mlp, adapter: &Adapter, folder: &Path) -> Result<()> {
-    let fields = adapter.adapter_config(model.config(), &Export { base: "" })?;
-    let failed = || format!("{}: cannot be written", folder.display());
-    std::fs::write(folder.join("adapter_config.json"), Value::Object(fields).to_string()).or_code(code::IO, failed)?;
-    let tensors = adapter.exported()?.into_iter().map(|(name, value)| (name, OutTensor::of(&value.contiguous())));
-    write_tensors(&folder.join("adapter_model.safetensors"), tensors.collect())
 }

@@ -19,8 +19,10 @@ pub struct Options {
     pub threads: usize,
     /// At a twentieth of the steps, with two seeds.
     pub reduced: bool,
-    /// The first so many seeds instead of all.
+    /// So many seeds instead of all.
     pub seeds: Option<u64>,
+    /// The first seed; 0 for a page's own.
+    pub from: u64,
 }
 
 /// Seeds of a reduced run.
@@ -42,7 +44,7 @@ pub fn run(page: &Page, options: &Options, told: &(dyn Fn(u64, f64) + Sync)) -> 
         scores
     };
     let threads = options.threads.clamp(1, seeds as usize);
-    let scores = in_parallel(seeds as usize, threads, &|index| one(index as u64))?;
+    let scores = in_parallel(seeds as usize, threads, &|index| one(options.from + index as u64))?;
     let margins: Result<_> = page.margins.iter().map(|margin| judge(margin, &scores)).collect();
     Ok(Outcome {
         page: page.number,

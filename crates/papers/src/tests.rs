@@ -8,7 +8,7 @@ use crate::page::{At, Than};
 use crate::run::{Options, run};
 use crate::{PAGES, report};
 
-const REDUCED: Options = Options { device: Device::Cpu, threads: 2, reduced: true, seeds: None };
+const REDUCED: Options = Options { device: Device::Cpu, threads: 2, reduced: true, seeds: None, from: 0 };
 
 #[test]
 fn every_page_runs_and_can_be_written() {

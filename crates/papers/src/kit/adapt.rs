@@ -1,11 +1,12 @@
 //! Adapters from options, as a job file has them.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use pleach_base::rng::Key;
-use pleach_base::{Result, code};
-use pleach_methods::{Adapter, AdapterConfig, Method, MethodKind, find};
-use pleach_nn::Backbone;
+use pleach_base::{Result, ResultExt as _, code};
+use pleach_methods::{Adapter, AdapterConfig, Export, Method, MethodKind, find};
+use pleach_nn::{Backbone, OutTensor, write_tensors};
 use serde_json::{Map, Value};
 
 /// The configuration that `{"method": NAME, ..}` describes: the registry's own.
@@ -44,6 +45,18 @@ pub fn around(kind: MethodKind, outer: &Value, inner: &Value) -> Result<Arc<dyn 
     let outer = method.around(&outer, "around")?.ok_or_else(none)?;
     let (method, inner) = named(MethodKind::Adapter, inner)?;
     Ok(outer.wrap(method.parse(&inner, "adapter")?)?.into())
+}
+
+/// Writes an adapter's folder, for what begins with it.
+///
+/// # Errors
+/// `IO`; those of the method.
+pub fn save(model: &dyn Backbone, adapter: &Adapter, folder: &Path) -> Result<()> {
+    let fields = adapter.adapter_config(model.config(), &Export { base: "" })?;
+    let failed = || format!("{}: cannot be written", folder.display());
+    std::fs::write(folder.join("adapter_config.json"), Value::Object(fields).to_string()).or_code(code::IO, failed)?;
+    let tensors = adapter.exported()?.into_iter().map(|(name, value)| (name, OutTensor::of(&value.contiguous())));
+    write_tensors(&folder.join("adapter_model.safetensors"), tensors.collect())
 }
 
 /// A method and its options.

@@ -14,7 +14,7 @@ mod tasks;
 mod tiny;
 mod train;
 
-pub use adapt::{adapter, adapter_of, around, options};
+pub use adapt::{adapter, adapter_of, around, options, save};
 pub use course::{Part, learn};
 pub use data::Data;
 pub use draws::{normal, order, uniform};
