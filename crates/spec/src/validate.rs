@@ -196,7 +196,6 @@ fn eval(spec: &EvalSpec) -> Result<()> {
 fn checkpoint(spec: &CheckpointSpec) -> Result<()> {
     filled("spec.checkpoint.store", &spec.store)?;
     ensure(spec.every >= 1, "spec.checkpoint.every", "must be at least 1")?;
-    ensure(spec.max_lag != Some(0), "spec.checkpoint.max_lag", "must be at least 1")?;
     ensure(spec.retention.last >= 1, "spec.checkpoint.retention.last", "must be at least 1")?;
     match &spec.retention.best {
         Some(best) if best.strip_prefix("eval/").is_none_or(str::is_empty) => {

@@ -161,7 +161,8 @@ pub struct CheckpointSpec {
     /// Which steps are kept.
     #[serde(default)]
     pub retention: RetentionSpec,
-    /// Steps that training may be ahead of the newest durable one before it waits; unbounded when absent.
+    /// Steps that training may be ahead of the newest durable one before it waits, 0 to wait for every checkpoint; unbounded
+    /// when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_lag: Option<u64>,
 }

@@ -66,7 +66,7 @@ fn job(folder: &Path, strategy: Value) -> Value {
     job["spec"]["strategy"] = strategy;
     job["spec"]["checkpoint"]["every"] = json!(1);
     job["spec"]["checkpoint"]["retention"] = json!({"last": 100});
-    job["spec"]["checkpoint"]["max_lag"] = json!(1);
+    job["spec"]["checkpoint"]["max_lag"] = json!(0);
     job
 }
 

@@ -236,7 +236,7 @@ fn a_task_that_fails_ends_alone() {
     let (_, alone) = run_alone(&job);
     let mut fails = job["spec"]["tasks"][0].clone();
     fails["name"] = json!("b");
-    fails["adapter"]["lora_alpha"] = json!(1e39);
+    fails["adapter"]["lora_alpha"] = json!(1e40);
     job["spec"]["tasks"].as_array_mut().unwrap().insert(0, fails);
     job["spec"]["checkpoint"]["store"] = json!(folder.path().join("both"));
 
